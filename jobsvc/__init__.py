@@ -1,0 +1,1 @@
+"""jobsvc: a durable job service for Ray clusters."""

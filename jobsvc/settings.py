@@ -1,0 +1,147 @@
+"""Settings: one frozen, validated value. Units are in the names; everything has a bound.
+
+Nothing here is a component: stores, clocks and sources of randomness are constructor arguments of the
+classes that use them. The environment is read in `from_environment` and nowhere else below the entry
+points. The access token is not a setting, so that no printout of the settings can leak it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidRequest
+
+KIB = 1024
+MIB = 1024 * KIB
+DEFAULT_POOL = "default"
+DEFAULT_QUEUE = "default"
+
+
+class PoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Workers of one resource shape, and how many of them there may be."""
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+    memory_bytes: int | None = None  # asked of Ray when a worker is placed
+    resources: dict[str, float] = {}
+    runtime_env: dict[str, Any] | None = None
+    min_workers: int = 0
+    max_workers: int = 1000
+    idle_seconds: float = 60.0
+    target_drain_seconds: float = 10.0  # the backlog should be worked off in this time
+    job_memory_bytes_max: int | None = None  # a job's process group above this is killed
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an operator may choose. Defaults are for a laptop with the directory store."""
+
+    # where and who
+    data: str = ""  # a directory, or s3://BUCKET/PREFIX
+    s3_endpoint_url: str | None = None
+    service: str = "jobsvc"  # name of the Ray namespace, and of the Serve application
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tasks: tuple[str, ...] = ()  # modules that register tasks when imported
+    allow_shell: bool = False  # the built-in task jobsvc.shell
+    allow_code: bool = False  # functions sent by value from notebooks
+    pools: dict[str, PoolSettings] = msgspec.field(default_factory=lambda: {DEFAULT_POOL: PoolSettings()})
+    queues: dict[str, str] = {}  # queue -> pool; a queue that is not named here uses `default`
+
+    # liveness; no safety depends on any of these
+    lease_seconds: float = 30.0
+    heartbeat_seconds: float = 5.0
+    outbox_after_seconds: float = 5.0
+    orphan_seconds: float = 300.0
+    takeover_silence_seconds: float = 3.0
+    stepdown_seconds: float = 10.0
+    idle_record_seconds: float = 4.0
+    commit_interval_seconds: float = 0.0  # least time between two records; 0.034 holds S3 at 30 PUT/s
+    request_deadline_seconds: float = 15.0  # how long a replica looks for a leader before 503
+
+    # worker
+    prefetch_seconds: float = 0.2
+    prefetch_jobs_max: int = 1000
+    kill_grace_seconds: float = 3.0
+    log_bytes_max: int = 4 * MIB  # per attempt; head and tail are kept
+    result_bytes_max: int = 256 * MIB
+
+    # sizes
+    request_bytes_max: int = 64 * MIB
+    inline_bytes_max: int = 8 * KIB  # larger payloads and results become objects of their own
+    batch_jobs_max: int = 10_000
+    labels_max: int = 16
+    label_bytes_max: int = 128
+    error_bytes_max: int = 16 * KIB
+    history_max: int = 20
+    max_jobs: int = 3_000_000
+
+    # time
+    retention_seconds: float = 7 * 86_400.0
+    retained_jobs_max: int = 1_000_000
+    idempotency_seconds: float = 86_400.0
+
+    # journal
+    record_bytes_max: int = 16 * MIB
+    snapshot_log_bytes: int = 64 * MIB
+    snapshot_records: int = 20_000
+
+    def __post_init__(self) -> None:
+        self._require(DEFAULT_POOL in self.pools, "pools", f"must have a pool named {DEFAULT_POOL!r}")
+        for queue, pool in self.queues.items():
+            self._require(pool in self.pools, "queues", f"queue {queue!r} names no known pool: {pool!r}")
+        for name, pool_settings in self.pools.items():
+            good = 0 <= pool_settings.min_workers <= pool_settings.max_workers
+            self._require(good, f"pools.{name}", "needs 0 <= min_workers <= max_workers")
+        for field in self.__struct_fields__:
+            value = getattr(self, field)
+            if field.endswith(("_seconds", "_max")) and value < 0:
+                raise InvalidRequest("must not be negative", field)
+        beats = self.heartbeat_seconds * 2 <= self.lease_seconds
+        self._require(beats, "heartbeat_seconds", "must be at most half of lease_seconds")
+
+    def _require(self, good: bool, field: str, detail: str) -> None:
+        if not good:
+            raise InvalidRequest(detail, field)
+
+    def pool_of(self, queue: str) -> str:
+        return self.queues.get(queue, DEFAULT_POOL)
+
+    @property
+    def is_s3(self) -> bool:
+        return self.data.startswith("s3://")
+
+
+def from_environment(environment: Mapping[str, str], **chosen: Any) -> Settings:
+    """Settings from `JOBSVC_<FIELD>` variables (JSON, or plain text for text fields); `chosen` wins."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        text = environment.get(f"JOBSVC_{field.name.upper()}")
+        if text is None:
+            continue
+        if field.type in (str, str | None):
+            values[field.name] = text
+        else:
+            values[field.name] = _parsed(field.name, text)
+    values.update({name: value for name, value in chosen.items() if value is not None})
+    try:
+        return msgspec.convert(msgspec.to_builtins(values), Settings)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error), "settings") from error
+
+
+def _parsed(field: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(f"JOBSVC_{field.upper()} is not valid JSON: {error}", field) from error
+
+
+def encode_settings(settings: Settings) -> str:
+    return msgspec.json.encode(settings).decode()
+
+
+def decode_settings(text: str | bytes) -> Settings:
+    return msgspec.json.decode(text, type=Settings)
