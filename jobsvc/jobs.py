@@ -25,6 +25,7 @@ import msgspec
 from .errors import InvalidRequest
 
 FORMAT_VERSION = 1
+HASH_TASK = "jobsvc.sha512"  # the old system's one job; `POST /pullCompleted` hands out its results
 
 
 class State(enum.Enum):
@@ -120,11 +121,14 @@ class AttemptRecord(msgspec.Struct, gc=False, array_like=True):
 
 
 class Lease(msgspec.Struct, gc=False, array_like=True):
-    """A worker's right to one attempt. The token is (job id, attempt): attempt numbers never repeat."""
+    """A worker's right to one attempt. The token is (job id, attempt): attempt numbers never repeat.
+
+    It has no end of its own: it ends by the worker's report, or when the leader declares the worker lost,
+    `lease_seconds` after its last sign of life. That decision is an event like any other.
+    """
 
     worker: str
     leased_at: float  # log time
-    expires_at: float  # log time
     cancel_requested: bool = False
 
 
