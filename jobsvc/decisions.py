@@ -1,0 +1,349 @@
+"""Decisions: what a command would change, and what its caller is told. Changes nothing.
+
+`decide(state, command, limits)` returns events for `queue_state.apply` and the answer, or a refusal and
+no events: nothing is ever half taken. "Now" is `state.log_time`, the time of the record that is being
+filled, so that a decision depends on nothing that the journal does not hold. The backoff's jitter comes
+from a hash of job id and attempt: uniform over jobs, the same in every replay.
+
+Charges (P7). An exception or a timeout spends one of `max_attempts`; a crash, or the loss of the worker
+while it ran the job, spends one of `max_attempts` and one of `max_crashes`; a lease that was given back
+(drain, retirement, a worker lost before it had begun) spends nothing. A job whose cancel was asked for
+while it ran never runs again, however the attempt ended.
+
+A lost worker's job goes back to its queue at once: the backoff is there to spare what the task calls, and
+the task did nothing wrong. `max_crashes` bounds a job that kills every worker it meets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from . import commands as c
+from .errors import Refusal
+from .events import (
+    AttemptsEnded,
+    Change,
+    Event,
+    JobsCancelled,
+    JobsEnqueued,
+    JobsLeased,
+    JobsPromoted,
+    JobsPulled,
+    JobsRetired,
+    JobsRevived,
+    KeyRemembered,
+    QueuePaused,
+)
+from .jobs import TERMINAL, BlobRef, Finished, Job, Outcome, Result, State, encode
+from .queue_state import QueueState, awaits_pull
+from .ready_lanes import next_jobs
+
+AUTOMATIC_KEY_SECONDS = 300.0  # far longer than any replica goes on sending one command
+QUEUES_MAX = 10_000
+KEYS_MAX = 2_000_000
+
+_reply_decoder: msgspec.msgpack.Decoder[c.Reply] = msgspec.msgpack.Decoder(c.Reply)
+
+
+class Limits(NamedTuple):
+    """The settings that decisions depend on."""
+
+    max_jobs: int
+    idempotency_seconds: float
+    retention_seconds: float
+    retained_jobs_max: int
+
+
+class Decision(NamedTuple):
+    events: list[Event]
+    answer: c.Reply
+
+
+def decide(state: QueueState, command: c.Command, limits: Limits) -> Decision:
+    """The events and the answer of one command."""
+    if command.key is not None:
+        known = state.keys.get(command.key)
+        if known is not None and known.expires_at > state.log_time:
+            return Decision([], _known_answer(known.fingerprint, known.answer, command))
+        if len(state.keys) >= KEYS_MAX:
+            return _refuse("too_many_jobs", "too many idempotency keys are remembered", retry_after=60.0)
+    decision = _DECIDERS[type(command)](state, command, limits)
+    if command.key is None or isinstance(decision.answer, Refusal):
+        return decision
+    automatic = command.key.startswith(c.AUTOMATIC_KEY_PREFIX)
+    seconds = AUTOMATIC_KEY_SECONDS if automatic else limits.idempotency_seconds
+    remembered = KeyRemembered(
+        command.key, command.fingerprint, encode(decision.answer), state.log_time + seconds
+    )
+    return Decision([*decision.events, remembered], decision.answer)
+
+
+def _known_answer(fingerprint: bytes, answer: bytes, command: c.Command) -> c.Reply:
+    if fingerprint != command.fingerprint:
+        return Refusal("key_reused", "this idempotency key was used for another request", "Idempotency-Key")
+    reply = _reply_decoder.decode(answer)
+    if isinstance(reply, c.Accepted) and isinstance(command, c.Enqueue):
+        same_sender = reply.ids == [job.id for job in command.jobs]
+        return c.Accepted(reply.ids, created=same_sender)
+    return reply
+
+
+def _refuse(code: str, detail: str, field: str | None = None, retry_after: float | None = None) -> Decision:
+    return Decision([], Refusal(code, detail, field, retry_after))
+
+
+# --- commands of callers ------------------------------------------------------------------------------
+
+
+def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
+    ids = [job.id for job in command.jobs]
+    if not ids:
+        return _refuse("invalid", "at least one job is needed", "jobs")
+    present = sum(job_id in state.jobs or job_id in state.retired for job_id in ids)
+    if present == len(ids):  # sent again: it was taken the first time
+        return Decision([], c.Accepted(ids, created=True))
+    if present or len(set(ids)) != len(ids):
+        return _refuse("invalid", "job ids must be new and different", "jobs")
+    if len(state.jobs) + len(ids) > limits.max_jobs:
+        detail = f"{len(state.jobs)} jobs are held, {limits.max_jobs} at most"
+        return _refuse("too_many_jobs", detail, retry_after=5.0)
+    new_queues = {options.queue for options in command.options} - state.counts.keys()
+    if len(state.counts) + len(new_queues) > QUEUES_MAX:
+        return _refuse("invalid", f"there are {QUEUES_MAX} queues already", "queue")
+    return Decision([JobsEnqueued(command.options, command.jobs)], c.Accepted(ids, created=True))
+
+
+def _cancel(state: QueueState, command: c.Cancel, limits: Limits) -> Decision:
+    items: list[State | Refusal] = []
+    ids: dict[bytes, None] = {}
+    for job_id in command.ids:
+        job = state.jobs.get(job_id)
+        if job is None:
+            items.append(missing(state, job_id))
+        elif job.state in TERMINAL and job.state is not State.CANCELLED:
+            items.append(Refusal("wrong_state", f"the job has already {job.state.value}", "state"))
+        else:
+            lease = state.lease_of(job)
+            if job.state is not State.CANCELLED and not (lease and lease.cancel_requested):
+                ids[job_id] = None
+            items.append(State.RUNNING if job.state is State.RUNNING else State.CANCELLED)
+    return Decision([JobsCancelled(list(ids))] if ids else [], c.Changed(items))
+
+
+def _retry(state: QueueState, command: c.Retry, limits: Limits) -> Decision:
+    items: list[State | Refusal] = []
+    ids: dict[bytes, None] = {}
+    for job_id in command.ids:
+        job = state.jobs.get(job_id)
+        if job is None:
+            items.append(missing(state, job_id))
+        elif job.state in (State.FAILED, State.CANCELLED):
+            ids[job_id] = None
+            items.append(State.QUEUED)
+        else:
+            detail = f"only failed and cancelled jobs can be retried; this one is {job.state.value}"
+            items.append(Refusal("wrong_state", detail, "state"))
+    return Decision([JobsRevived(list(ids))] if ids else [], c.Changed(items))
+
+
+def missing(state: QueueState, job_id: bytes) -> Refusal:
+    """The refusal for a job that is not in memory."""
+    if job_id in state.retired:
+        return Refusal("expired_job", "the job has finished and passed its retention", "id")
+    return Refusal("unknown_job", "no job has this id", "id")
+
+
+def _patch_queue(state: QueueState, command: c.PatchQueue, limits: Limits) -> Decision:
+    answer = c.QueuePatched(command.queue, command.paused)
+    if command.queue not in state.counts and len(state.counts) >= QUEUES_MAX:
+        return _refuse("invalid", f"there are {QUEUES_MAX} queues already", "queue")
+    if state.paused.get(command.queue, False) == command.paused and command.queue in state.counts:
+        return Decision([], answer)
+    return Decision([QueuePaused(command.queue, command.paused)], answer)
+
+
+def _pull(state: QueueState, command: c.Pull, limits: Limits) -> Decision:
+    jobs: list[Job] = []
+    for job in reversed(state.unpulled):
+        if len(jobs) == command.count:
+            break
+        if awaits_pull(job) and job.options.task == command.task:
+            jobs.append(job)
+    pulled = [c.PulledJob(job.id, result_of(job)) for job in jobs]
+    events: list[Event] = [JobsPulled([job.id for job in jobs])] if jobs else []
+    return Decision(events, c.Pulled(pulled))
+
+
+def result_of(job: Job) -> Result:
+    result = job.details.result if job.details is not None else None
+    return result if result is not None else Result("json", b"null")
+
+
+_DECIDERS: dict[type, Callable[[QueueState, Any, Limits], Decision]] = {
+    c.Enqueue: _enqueue,
+    c.Cancel: _cancel,
+    c.Retry: _retry,
+    c.PatchQueue: _patch_queue,
+    c.Pull: _pull,
+}
+
+
+# --- what workers report ------------------------------------------------------------------------------
+
+
+class Settlement(NamedTuple):
+    """Events for the attempts that count, and the (job id, attempt) of those that do not."""
+
+    events: list[Event]
+    stale: list[tuple[bytes, int]]
+
+
+def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) -> Settlement:
+    """Accept each ended attempt from the worker that holds its lease, once; refuse the others."""
+    accepted: list[Finished] = []
+    changes: list[Change] = []
+    run_ats: list[float | None] = []
+    stale: list[tuple[bytes, int]] = []
+    held = state.leases.get(worker, {})
+    seen: set[bytes] = set()
+    for each in finished:
+        job = held.get(each.job_id)
+        if job is None or job.attempt != each.attempt or each.job_id in seen:
+            stale.append((each.job_id, each.attempt))
+            continue
+        seen.add(each.job_id)
+        change, run_at = _after(state, job, each.outcome)
+        accepted.append(each)
+        changes.append(change)
+        run_ats.append(run_at)
+    if not accepted:
+        return Settlement([], stale)
+    return Settlement([AttemptsEnded(worker, node, accepted, changes, run_ats)], stale)
+
+
+def _after(state: QueueState, job: Job, outcome: Outcome) -> tuple[Change, float | None]:
+    """Where a running job goes when its attempt ends like this."""
+    if outcome is Outcome.SUCCEEDED:
+        return Change.SUCCEED, None
+    lease = state.lease_of(job)
+    if outcome is Outcome.CANCELLED or (lease is not None and lease.cancel_requested):
+        return Change.CANCEL, None
+    if outcome is Outcome.RELEASED:
+        return Change.GIVE_BACK, None
+    failures = job.failures + 1
+    crashed = outcome in (Outcome.CRASHED, Outcome.LOST)
+    crashes = job.crashes + crashed
+    options = job.options
+    if failures >= options.max_attempts or (crashed and crashes >= options.max_crashes):
+        return Change.FAIL, None
+    if outcome is Outcome.LOST:
+        return Change.GIVE_BACK, None
+    delay = backoff_seconds(
+        job.id, job.attempt, failures, options.backoff_base_seconds, options.backoff_cap_seconds
+    )
+    if delay <= 0:
+        return Change.GIVE_BACK, None
+    return Change.RETRY_LATER, state.log_time + delay
+
+
+def backoff_seconds(job_id: bytes, attempt: int, failures: int, base: float, cap: float) -> float:
+    """Exponential backoff with full jitter: uniform in [0, min(cap, base * 2^(failures - 1)))."""
+    ceiling = min(cap, base * 2.0 ** min(failures - 1, 60))
+    digest = hashlib.blake2b(job_id + attempt.to_bytes(8, "big"), digest_size=8).digest()
+    return ceiling * (int.from_bytes(digest, "big") / 2.0**64)
+
+
+def lose_worker(state: QueueState, worker: str, running: tuple[bytes, int] | None) -> list[Event]:
+    """Give a lost worker's leases to others. Only the job that it was running is charged."""
+    ended: list[Finished] = []
+    for job in state.leases.get(worker, {}).values():
+        lease = state.lease_of(job)
+        assert lease is not None
+        if running == (job.id, job.attempt):
+            ended.append(Finished(job.id, job.attempt, Outcome.LOST, lease.leased_at, state.log_time))
+        else:
+            ended.append(Finished(job.id, job.attempt, Outcome.RELEASED, lease.leased_at, lease.leased_at))
+    return settle(state, worker, "", ended).events
+
+
+def lease(state: QueueState, worker: str, pool: str, count: int) -> JobsLeased | None:
+    """The next jobs for a worker of this pool, or None if nothing is ready."""
+    if count <= 0:
+        return None
+    lanes = state.ready_lanes(pool)
+    jobs = next_jobs(lanes, count) if lanes else []
+    return JobsLeased(worker, [job.id for job in jobs]) if jobs else None
+
+
+# --- what time brings ---------------------------------------------------------------------------------
+
+
+def promote_due(state: QueueState, count_max: int = 10_000) -> JobsPromoted | None:
+    """Scheduled jobs whose time has come."""
+    ids: dict[bytes, None] = {}
+    borrowed = []
+    while state.due and state.due[0][0] <= state.log_time and len(ids) < count_max:
+        entry = heapq.heappop(state.due)
+        job = entry[2]
+        if job.state is State.SCHEDULED and job.details is not None and job.details.run_at == entry[0]:
+            ids[job.id] = None
+            borrowed.append(entry)
+    for entry in borrowed:
+        heapq.heappush(state.due, entry)
+    return JobsPromoted(list(ids)) if ids else None
+
+
+def next_due(state: QueueState) -> float | None:
+    """Log time of the next promotion, or None. May be earlier than needed, never later."""
+    return state.due[0][0] if state.due else None
+
+
+def retire(state: QueueState, limits: Limits, count_max: int = 5_000) -> list[Job]:
+    """Terminal jobs past their retention, oldest first: by time, and by number beyond the limit."""
+    now = state.log_time
+    jobs: dict[bytes, Job] = {}
+    terminal = sum(state.total(each) for each in TERMINAL)
+    excess = terminal - limits.retained_jobs_max
+    for job in state.feed:
+        if len(jobs) >= count_max:
+            break
+        if job is None:
+            continue
+        assert job.details is not None and job.details.finished_at is not None
+        old = job.details.finished_at + limits.retention_seconds <= now
+        if not old and excess <= len(jobs):
+            break
+        if excess > len(jobs) or (old and job.options.retention_seconds is None):
+            jobs[job.id] = job
+    for _, finish_seq, job in _due(state.retention, now):
+        current = job.details is not None and job.details.finish_seq == finish_seq
+        if current and job.id in state.jobs and len(jobs) < count_max:
+            jobs[job.id] = job
+    return list(jobs.values())
+
+
+def _due(heap: list[tuple[float, int, Job]], now: float) -> list[tuple[float, int, Job]]:
+    """The entries of a heap that are due, without removing them: a heap's due part is its top."""
+    found: list[tuple[float, int, Job]] = []
+    open_places = [0]
+    while open_places and len(found) < 10_000:
+        place = open_places.pop()
+        if place < len(heap) and heap[place][0] <= now:
+            found.append(heap[place])
+            open_places += [2 * place + 1, 2 * place + 2]
+    return found
+
+
+def retired(state: QueueState, jobs: list[Job]) -> tuple[JobsRetired, list[str]]:
+    """The event that retires these jobs, and the payload objects that nobody will need after it."""
+    uses: dict[str, int] = {}
+    for job in jobs:
+        if type(job.payload) is BlobRef:
+            uses[job.payload.key] = uses.get(job.payload.key, 0) + 1
+    free = [key for key, count in uses.items() if state.packs.get(key) == count]
+    return JobsRetired([job.id for job in jobs]), free

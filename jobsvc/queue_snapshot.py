@@ -1,0 +1,251 @@
+"""The queue's state as bytes and back: what a snapshot holds, and what it does not.
+
+A snapshot is a sequence of length-prefixed msgpack parts: the `Header`, then the jobs in order of
+acceptance, `JOBS_PER_PART` at a time. Indexes (lanes, heaps, leases, counts) are not stored: they follow
+from the jobs, and `restore` builds them as `apply` would have. `parts` is a generator, so that whoever
+encodes a million jobs can do something else between two parts; the state must not change meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+
+import msgspec
+
+from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
+from .queue_state import KeyRecord, OptionsUse, QueueState, awaits_pull
+from .ready_lanes import Lane
+
+JOBS_PER_PART = 2_000
+FORMAT = 1
+
+
+class Header(msgspec.Struct, array_like=True):
+    format: int
+    log_time: float
+    epoch: int
+    next_seq: int
+    feed_first: int
+    feed_length: int
+    options: list[JobOptions]
+    paused: dict[str, bool]
+    queues: list[str]
+    keys: dict[str, KeyRecord]
+    retired: list[bytes]
+    jobs: int
+
+
+class JobRow(msgspec.Struct, array_like=True, gc=False):
+    id: bytes
+    option: int
+    payload: bytes | BlobRef
+    seq: int
+    created_at: float
+    state: State = State.QUEUED
+    attempt: int = 0
+    failures: int = 0
+    crashes: int = 0
+    details: Details | None = None
+
+
+_rows = msgspec.msgpack.Decoder(list[JobRow])
+_header = msgspec.msgpack.Decoder(Header)
+
+
+def _framed(part: bytes) -> bytes:
+    return len(part).to_bytes(4, "big") + part
+
+
+def parts(state: QueueState) -> Iterator[bytes]:
+    """The snapshot of a state, in pieces to be joined. Each takes a few milliseconds."""
+    options = list(state.options)
+    index = {each: number for number, each in enumerate(options)}
+    yield _framed(
+        encode(
+            Header(
+                FORMAT,
+                state.log_time,
+                state.epoch,
+                state.next_seq,
+                state.feed_first,
+                len(state.feed),
+                options,
+                state.paused,
+                list(state.counts),
+                state.keys,
+                list(state.retired_order),
+                len(state.jobs),
+            )
+        )
+    )
+    rows: list[JobRow] = []
+    jobs = state.jobs
+    for job in state.order:
+        if jobs.get(job.id) is not job:
+            continue
+        rows.append(
+            JobRow(
+                job.id,
+                index[job.options],
+                job.payload,
+                job.seq,
+                job.created_at,
+                job.state,
+                job.attempt,
+                job.failures,
+                job.crashes,
+                job.details,
+            )
+        )
+        if len(rows) == JOBS_PER_PART:
+            yield _framed(encode(rows))
+            rows = []
+    if rows:
+        yield _framed(encode(rows))
+
+
+def restore(body: bytes) -> Iterator[QueueState]:
+    """Rebuild the state. Yields it after each part, so that the caller can breathe; the last is whole."""
+    view = memoryview(body)
+    offset = 0
+    state = QueueState()
+    options: list[JobOptions] = []
+    while offset < len(view):
+        length = int.from_bytes(view[offset : offset + 4], "big")
+        part = view[offset + 4 : offset + 4 + length]
+        if offset == 0:
+            options = _restore_header(state, _header.decode(part))
+        else:
+            _restore_jobs(state, options, _rows.decode(part))
+        offset += 4 + length
+        yield state
+    _restore_orders(state)
+    yield state
+
+
+def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
+    if header.format != FORMAT:
+        raise ValueError(f"snapshot format {header.format} is not known")
+    state.log_time = header.log_time
+    state.epoch = header.epoch
+    state.next_seq = header.next_seq
+    state.feed_first = header.feed_first
+    state.feed = [None] * header.feed_length
+    state.paused = header.paused
+    state.counts = {queue: dict.fromkeys(State, 0) for queue in header.queues}
+    state.keys = header.keys
+    state.retired_order.extend(header.retired)
+    state.retired = dict.fromkeys(header.retired)
+    state.options = {each: OptionsUse(each) for each in header.options}
+    return header.options
+
+
+def _restore_jobs(state: QueueState, options: list[JobOptions], rows: list[JobRow]) -> None:
+    for row in rows:
+        chosen = options[row.option]
+        job = Job(
+            row.id,
+            chosen,
+            row.payload,
+            row.seq,
+            row.created_at,
+            row.state,
+            row.attempt,
+            row.failures,
+            row.crashes,
+            row.details,
+        )
+        state.jobs[job.id] = job
+        state.order.append(job)
+        state.options[chosen].jobs += 1
+        state.counts[chosen.queue][job.state] += 1
+        if type(job.payload) is BlobRef:
+            state.packs[job.payload.key] = state.packs.get(job.payload.key, 0) + 1
+        _index(state, job)
+
+
+def _index(state: QueueState, job: Job) -> None:
+    """Put a job where a job of its state is found."""
+    details = job.details
+    if job.state is State.QUEUED:
+        lane = state.lanes.get((job.options.queue, job.options.pool))
+        if lane is None:
+            lane = Lane(job.options.queue, job.options.pool)
+            state.lanes[job.options.queue, job.options.pool] = lane
+        lane.add_new(job)  # rows come by seq, so even what once came back is in order here
+        return
+    assert details is not None
+    if job.state is State.SCHEDULED:
+        assert details.run_at is not None
+        heapq.heappush(state.due, (details.run_at, job.seq, job))
+    elif job.state is State.RUNNING:
+        assert details.lease is not None
+        state.leases.setdefault(details.lease.worker, {})[job.id] = job
+    else:
+        assert details.finish_seq is not None
+        state.feed[details.finish_seq - state.feed_first] = job
+
+
+def _restore_orders(state: QueueState) -> None:
+    """What is ordered by completion, not by acceptance."""
+    for job in state.feed:
+        if job is None:
+            continue
+        assert job.details is not None and job.details.finished_at is not None
+        assert job.details.finish_seq is not None
+        if job.options.retention_seconds is not None:
+            expires_at = job.details.finished_at + job.options.retention_seconds
+            heapq.heappush(state.retention, (expires_at, job.details.finish_seq, job))
+        if job.options.task == HASH_TASK and awaits_pull(job):
+            state.unpulled.append(job)
+
+
+def fingerprint(state: QueueState) -> bytes:
+    """Two states that would decide alike have the same fingerprint: for tests and the checker."""
+    digest = hashlib.sha256()
+    for part in parts(state):
+        digest.update(part)
+    return digest.digest()
+
+
+def check_invariants(state: QueueState) -> None:
+    """Raise AssertionError if a collection disagrees with the jobs. O(jobs): for tests and simulation."""
+    counts = {queue: dict.fromkeys(State, 0) for queue in state.counts}
+    packs: dict[str, int] = {}
+    uses: dict[JobOptions, int] = {}
+    for job in state.jobs.values():
+        counts[job.options.queue][job.state] += 1
+        uses[job.options] = uses.get(job.options, 0) + 1
+        if type(job.payload) is BlobRef:
+            packs[job.payload.key] = packs.get(job.payload.key, 0) + 1
+        _check_job(state, job)
+    assert counts == state.counts, "counts disagree"
+    assert packs == state.packs, "payload packs disagree"
+    assert uses == {each: use.jobs for each, use in state.options.items()}, "interned options disagree"
+    seqs = [job.seq for job in state.order]
+    assert seqs == sorted(set(seqs)), "order is not by seq"
+    assert {job.id for job in state.order} >= state.jobs.keys(), "order misses a job"
+    leased = {job_id for held in state.leases.values() for job_id in held}
+    running = {job.id for job in state.jobs.values() if job.state is State.RUNNING}
+    assert leased == running, "leases and running jobs disagree"
+
+
+def _check_job(state: QueueState, job: Job) -> None:
+    details = job.details
+    name = job.id.hex()
+    assert job.failures <= max(job.options.max_attempts, 0), f"{name}: spent more than max_attempts"
+    if job.state is State.QUEUED:
+        lane = state.lanes[job.options.queue, job.options.pool]
+        line = lane.lines[job.options.priority]
+        found = any(each is job for each in line.fresh) or any(each[2] is job for each in line.returned)
+        assert found, f"{name}: queued, and in no lane"
+    elif job.state is State.SCHEDULED:
+        assert details is not None and details.run_at is not None, f"{name}: scheduled without a time"
+        assert any(entry[2] is job and entry[0] == details.run_at for entry in state.due), f"{name}: not due"
+    elif job.state in TERMINAL:
+        assert details is not None and details.finish_seq is not None, f"{name}: terminal without a place"
+        assert state.feed[details.finish_seq - state.feed_first] is job, f"{name}: not in the feed"
+    if job.state is not State.RUNNING:
+        assert details is None or details.lease is None, f"{name}: a lease without running"

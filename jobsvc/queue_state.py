@@ -1,0 +1,456 @@
+"""The queue's state machine: what exists, how it changes, and nothing else.
+
+Rules of this file
+------------------
+1. All state of jobs lives in `QueueState`, and all change to it in `apply`. The live leader, the standby
+   and recovery run the same `apply` over the same events, so they cannot come to different states.
+2. `apply(state, event, log_time)` is a pure function of its arguments: no clock, no randomness, no I/O,
+   no iteration over sets. It does not refuse: `decisions.decide` has already checked.
+3. How a job moves is data: `TRANSITIONS`. A missing pair is a defect and raises `IllegalTransition`
+   before anything of that job has changed.
+
+States and the collection in which a job of that state is found (every job is in `jobs` and `order`)
+
+    scheduled   `due`, a heap by run_at           waits for its time: a delay, or a backoff
+    queued      its lane (`ready_lanes`)          waits for a worker
+    running     `leases[worker]`                  one worker has the right to one attempt
+    succeeded   `feed`                            terminal
+    failed      `feed`                            terminal; may be revived by an operator
+    cancelled   `feed`                            terminal; may be revived by an operator
+
+Why one result per job (P3): an attempt ends only by an event that names a running job, the worker that
+holds its lease and the attempt number of that lease. Attempt numbers grow by one with every lease and
+are never reused, so a report of any earlier lease names a pair that will never match again.
+
+Why nothing is lost (P1, P2): a job enters by `JobsEnqueued` and leaves only by `JobsRetired`, which
+touches terminal jobs alone. Between the two every event moves it along an arrow of the table, and
+every state that is not terminal has a way forward that does not depend on any one process: scheduled by
+time, queued by any worker, running by its worker or by the leader that declares the worker lost.
+
+The feed is the list of finished jobs in the order of finishing; a place in it never changes its job. A
+revived job's old place reads as empty, and it gets a new one when it finishes again.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from .errors import JobsvcError
+from .events import (
+    AttemptsEnded,
+    Change,
+    EpochBegan,
+    Event,
+    JobsCancelled,
+    JobsEnqueued,
+    JobsLeased,
+    JobsPromoted,
+    JobsPulled,
+    JobsRetired,
+    JobsRevived,
+    KeyRemembered,
+    QueuePaused,
+)
+from .jobs import (
+    HASH_TASK,
+    TERMINAL,
+    AttemptRecord,
+    BlobRef,
+    Details,
+    Finished,
+    Job,
+    JobOptions,
+    Lease,
+    Outcome,
+    State,
+)
+from .ready_lanes import Lane
+
+TRANSITIONS: dict[State, dict[Change, State]] = {
+    State.SCHEDULED: {
+        Change.PROMOTE: State.QUEUED,
+        Change.CANCEL: State.CANCELLED,
+    },
+    State.QUEUED: {
+        Change.LEASE: State.RUNNING,
+        Change.CANCEL: State.CANCELLED,
+    },
+    State.RUNNING: {
+        Change.SUCCEED: State.SUCCEEDED,
+        Change.FAIL: State.FAILED,
+        Change.RETRY_LATER: State.SCHEDULED,
+        Change.GIVE_BACK: State.QUEUED,
+        Change.CANCEL: State.CANCELLED,
+    },
+    State.SUCCEEDED: {},
+    State.FAILED: {Change.REVIVE: State.QUEUED},
+    State.CANCELLED: {Change.REVIVE: State.QUEUED},
+}
+
+RETIRED_REMEMBERED_MAX = 100_000  # ids that still answer "expired" instead of "never existed"
+HISTORY_MAX = 20  # attempts kept in detail for one job; the first is kept, the oldest others go
+_CHARGED = frozenset({Outcome.RAISED, Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.LOST})
+_CRASHES = frozenset({Outcome.CRASHED, Outcome.LOST})
+
+
+class IllegalTransition(JobsvcError):
+    """An event asked for a move that the table does not have: a defect, never a bad request."""
+
+
+class KeyRecord(msgspec.Struct, array_like=True, gc=False):
+    """What an idempotency key was used for, and what it was answered."""
+
+    fingerprint: bytes
+    answer: bytes
+    expires_at: float
+
+
+class OptionsUse(msgspec.Struct):
+    """Interned options, and how many jobs share them."""
+
+    options: JobOptions
+    jobs: int = 0
+
+
+class QueueState:
+    """Everything the service knows about jobs. Changed by `apply` alone."""
+
+    def __init__(self) -> None:
+        self.log_time = 0.0
+        self.epoch = 0
+        self.next_seq = 1
+        self.jobs: dict[bytes, Job] = {}
+        self.order: list[Job] = []  # by seq; retired jobs linger until the next compaction
+        self.order_retired = 0
+        self.options: dict[JobOptions, OptionsUse] = {}
+        self.lanes: dict[tuple[str, str], Lane] = {}  # (queue, pool)
+        self.paused: dict[str, bool] = {}
+        self.due: list[tuple[float, int, Job]] = []
+        self.leases: dict[str, dict[bytes, Job]] = {}
+        self.counts: dict[str, dict[State, int]] = {}
+        self.feed: list[Job | None] = []
+        self.feed_first = 1  # finish_seq of feed[0]
+        self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
+        self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
+        self.keys: dict[str, KeyRecord] = {}
+        self.packs: dict[str, int] = {}  # payload objects -> jobs that still need them
+        self.retired: dict[bytes, None] = {}
+        self.retired_order: deque[bytes] = deque()
+
+    # --- reading ---
+
+    @property
+    def next_finish_seq(self) -> int:
+        return self.feed_first + len(self.feed)
+
+    def total(self, state: State) -> int:
+        return sum(counts[state] for counts in self.counts.values())
+
+    def totals(self) -> dict[State, int]:
+        return {state: self.total(state) for state in State}
+
+    def ready_lanes(self, pool: str) -> list[Lane]:
+        """The lanes from which a worker of this pool may be served now."""
+        return [
+            lane
+            for (queue, lane_pool), lane in self.lanes.items()
+            if lane_pool == pool and not self.paused.get(queue, False)
+        ]
+
+    def lease_of(self, job: Job) -> Lease | None:
+        return job.details.lease if job.details is not None else None
+
+
+def apply(state: QueueState, event: Event, log_time: float) -> None:
+    """Change the state by one event. `log_time` is that of the record which carries the event."""
+    state.log_time = log_time
+    _APPLIERS[type(event)](state, event)
+
+
+# --- one function for each event -------------------------------------------------------------------
+
+
+def _epoch_began(state: QueueState, event: EpochBegan) -> None:
+    state.epoch = event.epoch
+
+
+def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
+    options = [_interned(state, options) for options in event.options]
+    uses = [0] * len(options)
+    lanes = [_lane(state, each) for each in options]
+    now = state.log_time
+    jobs, order, seq = state.jobs, state.order, state.next_seq
+    for new in event.jobs:
+        chosen = options[new.option]
+        uses[new.option] += 1
+        job = Job(new.id, chosen, new.payload, seq, now)
+        seq += 1
+        jobs[new.id] = job
+        order.append(job)
+        if new.run_at is not None and new.run_at > now:
+            job.state = State.SCHEDULED
+            job.details = Details(run_at=new.run_at)
+            heapq.heappush(state.due, (new.run_at, job.seq, job))
+            _count(state, chosen.queue)[State.SCHEDULED] += 1
+            uses[new.option] -= 1
+            _use(state, chosen, 1)
+        else:
+            lanes[new.option].add_new(job)
+        if type(new.payload) is BlobRef:
+            state.packs[new.payload.key] = state.packs.get(new.payload.key, 0) + 1
+    state.next_seq = seq
+    for chosen, used in zip(options, uses, strict=True):
+        _use(state, chosen, used)
+        _count(state, chosen.queue)[State.QUEUED] += used
+
+
+def _jobs_promoted(state: QueueState, event: JobsPromoted) -> None:
+    for job_id in event.ids:
+        job = state.jobs[job_id]
+        _move(state, job, Change.PROMOTE)
+        _lane(state, job.options).add_returned(job)
+    while state.due and not _waits_until(state.due[0]):
+        heapq.heappop(state.due)
+
+
+def _waits_until(entry: tuple[float, int, Job]) -> bool:
+    """True while this entry of the heap speaks for its job: entries are removed lazily."""
+    run_at, _, job = entry
+    return job.state is State.SCHEDULED and job.details is not None and job.details.run_at == run_at
+
+
+def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
+    held = state.leases.setdefault(event.worker, {})
+    touched: dict[tuple[str, str], Lane] = {}
+    for job_id in event.ids:
+        job = state.jobs[job_id]
+        _move(state, job, Change.LEASE)
+        job.attempt += 1
+        lease = Lease(event.worker, state.log_time)
+        if job.details is None:
+            job.details = Details(lease=lease)
+        else:
+            job.details.lease = lease
+        held[job_id] = job
+        touched[job.options.queue, job.options.pool] = _lane(state, job.options)
+    for lane in touched.values():
+        lane.drop_dead_heads()
+
+
+def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
+    held = state.leases.get(event.worker, {})
+    for finished, change, run_at in zip(event.finished, event.changes, event.run_ats, strict=True):
+        job = state.jobs[finished.job_id]
+        _move(state, job, change)
+        held.pop(job.id, None)
+        details = job.details
+        assert details is not None
+        details.lease = None
+        details.run_at = run_at
+        if finished.outcome in _CHARGED:
+            job.failures += 1
+        if finished.outcome in _CRASHES:
+            job.crashes += 1
+        _remember_attempt(details, finished, event)
+        if change is Change.RETRY_LATER:
+            assert run_at is not None
+            heapq.heappush(state.due, (run_at, job.seq, job))
+        elif change is Change.GIVE_BACK:
+            _lane(state, job.options).add_returned(job)
+        else:
+            details.result = finished.result
+            _finish(state, job)
+    if not held:
+        state.leases.pop(event.worker, None)
+
+
+def _remember_attempt(details: Details, finished: Finished, event: AttemptsEnded) -> None:
+    never_started = finished.outcome is Outcome.RELEASED and finished.ended_at <= finished.started_at
+    if never_started:
+        return
+    record = AttemptRecord(
+        finished.attempt,
+        event.worker,
+        event.node,
+        finished.started_at,
+        finished.ended_at,
+        finished.outcome,
+        finished.error,
+        finished.log_bytes,
+    )
+    if len(details.history) >= HISTORY_MAX:
+        del details.history[1]
+        details.history_dropped += 1
+    details.history = [*details.history, record]  # a new list: the default one is shared
+
+
+def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
+    for job_id in event.ids:
+        job = state.jobs[job_id]
+        if job.state is State.RUNNING:
+            lease = state.lease_of(job)
+            assert lease is not None
+            lease.cancel_requested = True
+            continue
+        _move(state, job, Change.CANCEL)
+        if job.details is None:
+            job.details = Details()
+        job.details.run_at = None
+        _finish(state, job)
+
+
+def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
+    for job_id in event.ids:
+        job = state.jobs[job_id]
+        _move(state, job, Change.REVIVE)
+        job.failures = job.crashes = 0
+        details = job.details
+        assert details is not None and details.finish_seq is not None
+        state.feed[details.finish_seq - state.feed_first] = None
+        details.finish_seq = details.finished_at = None
+        _lane(state, job.options).add_returned(job)
+
+
+def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
+    for job_id in event.ids:
+        details = state.jobs[job_id].details
+        assert details is not None
+        details.pulled = True
+    while state.unpulled and not awaits_pull(state.unpulled[-1]):
+        state.unpulled.pop()
+
+
+def awaits_pull(job: Job) -> bool:
+    details = job.details
+    return job.state is State.SUCCEEDED and details is not None and not details.pulled
+
+
+def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
+    for job_id in event.ids:
+        job = state.jobs.pop(job_id)
+        details = job.details
+        assert job.state in TERMINAL and details is not None and details.finish_seq is not None
+        state.feed[details.finish_seq - state.feed_first] = None
+        details.pulled = True  # leaves `unpulled`
+        _count(state, job.options.queue)[job.state] -= 1
+        _use(state, job.options, -1)
+        if type(job.payload) is BlobRef:
+            state.packs[job.payload.key] -= 1
+            if state.packs[job.payload.key] == 0:
+                del state.packs[job.payload.key]
+        state.retired[job_id] = None
+        state.retired_order.append(job_id)
+        if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
+            del state.retired[state.retired_order.popleft()]
+    while state.retention and state.retention[0][2].id not in state.jobs:
+        heapq.heappop(state.retention)
+    _compact(state, len(event.ids))
+
+
+def _compact(state: QueueState, retired: int) -> None:
+    """Drop what lingers: empty places at the front of the feed, retired jobs in `order` and `unpulled`."""
+    empty = 0
+    for job in state.feed:
+        if job is not None:
+            break
+        empty += 1
+    if empty > 1000 or empty == len(state.feed):
+        del state.feed[:empty]
+        state.feed_first += empty
+    state.order_retired += retired
+    if state.order_retired * 2 > len(state.order):
+        jobs = state.jobs
+        state.order = [job for job in state.order if jobs.get(job.id) is job]
+        state.order_retired = 0
+        state.unpulled = [job for job in state.unpulled if awaits_pull(job)]
+
+
+def _queue_paused(state: QueueState, event: QueuePaused) -> None:
+    state.paused[event.queue] = event.paused
+    _count(state, event.queue)
+
+
+def _key_remembered(state: QueueState, event: KeyRemembered) -> None:
+    state.keys.pop(event.key, None)  # the newest goes to the end: expiry looks at the front
+    state.keys[event.key] = KeyRecord(event.fingerprint, event.answer, event.expires_at)
+    for key, record in list(islice(state.keys.items(), 2)):
+        if record.expires_at <= state.log_time:
+            del state.keys[key]
+
+
+_APPLIERS: dict[type, Callable[[QueueState, Any], None]] = {
+    EpochBegan: _epoch_began,
+    JobsEnqueued: _jobs_enqueued,
+    JobsPromoted: _jobs_promoted,
+    JobsLeased: _jobs_leased,
+    AttemptsEnded: _attempts_ended,
+    JobsCancelled: _jobs_cancelled,
+    JobsRevived: _jobs_revived,
+    JobsPulled: _jobs_pulled,
+    JobsRetired: _jobs_retired,
+    QueuePaused: _queue_paused,
+    KeyRemembered: _key_remembered,
+}
+
+
+# --- parts that several events share ----------------------------------------------------------------
+
+
+def _move(state: QueueState, job: Job, change: Change) -> None:
+    """First the table accepts the move, then anything changes."""
+    target = TRANSITIONS[job.state].get(change)
+    if target is None:
+        raise IllegalTransition(f"job {job.id.hex()}: {change.name} in state {job.state.value}")
+    counts = state.counts[job.options.queue]
+    counts[job.state] -= 1
+    counts[target] += 1
+    job.state = target
+
+
+def _finish(state: QueueState, job: Job) -> None:
+    details = job.details
+    assert details is not None
+    details.finished_at = state.log_time
+    details.finish_seq = state.next_finish_seq
+    state.feed.append(job)
+    if job.options.retention_seconds is not None:
+        expires_at = state.log_time + job.options.retention_seconds
+        heapq.heappush(state.retention, (expires_at, details.finish_seq, job))
+    if job.options.task == HASH_TASK and job.state is State.SUCCEEDED and not details.pulled:
+        state.unpulled.append(job)
+
+
+def _lane(state: QueueState, options: JobOptions) -> Lane:
+    lane = state.lanes.get((options.queue, options.pool))
+    if lane is None:
+        lane = state.lanes[options.queue, options.pool] = Lane(options.queue, options.pool)
+    return lane
+
+
+def _count(state: QueueState, queue: str) -> dict[State, int]:
+    counts = state.counts.get(queue)
+    if counts is None:
+        counts = state.counts[queue] = dict.fromkeys(State, 0)
+    return counts
+
+
+def _interned(state: QueueState, options: JobOptions) -> JobOptions:
+    entry = state.options.get(options)
+    if entry is None:
+        entry = state.options[options] = OptionsUse(options)
+    return entry.options
+
+
+def _use(state: QueueState, options: JobOptions, count: int) -> None:
+    if count == 0:
+        return
+    entry = state.options[options]
+    entry.jobs += count
+    if entry.jobs == 0:
+        del state.options[options]
