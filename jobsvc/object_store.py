@@ -9,18 +9,33 @@ The journal needs exactly this of a store, and nothing more:
 - `probe` proves at start that the store does what the first line says, and warns of what may hurt.
 
 A `put_new` has three outcomes, not two. CREATED: the bytes are durable under the key. EXISTS: some bytes
-are there, perhaps our own from an earlier try. UNKNOWN: nobody can tell; the bytes may even appear
-later, after the caller has died. Whoever calls decides with a `get`, or sends the same bytes again.
+are there, durable, perhaps our own from an earlier try. UNKNOWN: nobody can tell; the bytes may even
+appear later, after the caller has died. Whoever calls decides with a `get`, or sends the same bytes again.
 
-Reads raise `StoreError` when the store does not answer; the caller tries again.
+Reads raise `StoreError` when the store does not answer; the caller tries again. What trying again cannot
+mend (no access, no such bucket) is `StoreUnfit`, from any method: it must not look like an outage.
+
+A key is never the folder of another key: with `a` there is no `a/b`. Directories cannot hold both, so no
+store is asked to; the directory store refuses the second one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from typing import Protocol
 
-from .errors import JobsvcError
+from .errors import InvalidRequest, JobsvcError, StoreUnfit
+
+KEY_BYTES_MAX = 512  # S3 takes 1,024, the service's prefix included
+PART_BYTES_MAX = 200  # a file name may have 255
+PROBE_KEY = "probe/exclusive"
+PROBE_TRIES = 5
+PROBE_PAUSE_SECONDS = 0.2  # doubles with each try
+
+
+Keys = list[str]  # named here because `list` is a method of every store
+Warnings = list[str]
 
 
 class StoreError(JobsvcError):
@@ -42,10 +57,108 @@ class ObjectStore(Protocol):
 
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None: ...
 
-    async def list(self, prefix: str) -> list[str]: ...
+    async def list(self, prefix: str) -> Keys: ...
 
     async def delete(self, key: str) -> None: ...
 
-    async def probe(self) -> list[str]:
+    async def probe(self) -> Warnings:
         """Prove exclusive creation. Raises StoreUnfit; returns warnings for the operator."""
         ...
+
+
+def check_key(key: str) -> None:
+    """Raise InvalidRequest unless every store can hold this key. A prefix is checked as a key it begins."""
+    if not key or len(key) > KEY_BYTES_MAX:
+        raise InvalidRequest(f"a key has 1 to {KEY_BYTES_MAX} characters, this one {len(key)}", "key")
+    if not (key.isascii() and key.isprintable()):
+        raise InvalidRequest(f"{key!r} has characters outside printable ASCII", "key")
+    for part in key.split("/"):
+        if part in ("", ".", ".."):
+            raise InvalidRequest(f"{key!r} has an empty part, '.' or '..'", "key")
+        if len(part) > PART_BYTES_MAX:
+            raise InvalidRequest(f"{key!r} has a part over {PART_BYTES_MAX} characters", "key")
+
+
+def check_prefix(prefix: str) -> None:
+    check_key(prefix + "x")
+
+
+def check_range(offset: int, length: int | None) -> None:
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidRequest(f"offset {offset} and length {length} must not be negative", "range")
+
+
+def new_request_counts() -> dict[str, int]:
+    return {"put": 0, "get": 0, "list": 0, "delete": 0}
+
+
+async def prove_exclusive_create(store: ObjectStore) -> None:
+    """Put the probe key twice, with different bytes: the second must be refused and change nothing.
+
+    The key is always the same and never deleted, so that managers which start together cannot take
+    each other's probe away and both find the store unfit.
+    """
+    await _put_answered(store, b"first")
+    outcome = await _put_answered(store, b"second")
+    found = await store.get(PROBE_KEY)
+    if outcome is not PutOutcome.EXISTS or found != b"first":
+        raise StoreUnfit(
+            "the store does not refuse to create a key that exists, so two leaders could both commit"
+            f" (second put: {outcome.value}, found {found!r})"
+        )
+    if PROBE_KEY not in await store.list("probe/"):
+        raise StoreUnfit("the store does not list what was just put")
+    await store.delete("probe/never-put")  # nothing to forget: shows that deleting is allowed
+
+
+async def _put_answered(store: ObjectStore, data: bytes) -> PutOutcome:
+    pause_seconds = PROBE_PAUSE_SECONDS
+    for _ in range(PROBE_TRIES):
+        outcome = await store.put_new(PROBE_KEY, data)
+        if outcome is not PutOutcome.UNKNOWN:
+            return outcome
+        await asyncio.sleep(pause_seconds)
+        pause_seconds *= 2
+    raise StoreError(f"the store did not answer a put in {PROBE_TRIES} tries")
+
+
+class MemoryObjectStore:
+    """An honest store that forgets everything with its process: for tests and simulations.
+
+    One event loop, no waiting inside: each call is atomic. Faults are `FaultyObjectStore`'s business.
+    """
+
+    def __init__(self) -> None:
+        self.requests = new_request_counts()
+        self._objects: dict[str, bytes] = {}
+
+    async def put_new(self, key: str, data: bytes) -> PutOutcome:
+        check_key(key)
+        self.requests["put"] += 1
+        if key in self._objects:
+            return PutOutcome.EXISTS
+        self._objects[key] = bytes(data)
+        return PutOutcome.CREATED
+
+    async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None:
+        check_key(key)
+        check_range(offset, length)
+        self.requests["get"] += 1
+        data = self._objects.get(key)
+        if data is None or (offset == 0 and length is None):
+            return data
+        return data[offset : None if length is None else offset + length]
+
+    async def list(self, prefix: str) -> Keys:
+        check_prefix(prefix)
+        self.requests["list"] += 1
+        return sorted(key for key in self._objects if key.startswith(prefix))
+
+    async def delete(self, key: str) -> None:
+        check_key(key)
+        self.requests["delete"] += 1
+        self._objects.pop(key, None)
+
+    async def probe(self) -> Warnings:
+        await prove_exclusive_create(self)
+        return []
