@@ -1,75 +1,74 @@
-"""The journal: one log that survives everything, written by one leader at a time, on a plain object store.
+"""The journal: one history of records on a store that can only create, read, list and delete.
 
-Theory
-------
-Each leader has a folder of its own, `log/<epoch>/`, and writes 0, 1, 2, … into it, each by an exclusive
-create. A standby that wants to lead creates a *takeover* under the very number that the leader would use
-next. Exclusive creation lets one of the two have it: either the leader's record is there, and the
-claimant has lost, or the takeover is there, and the leader finds that out on its next write. There is no
-lock, no lease and no clock in this; who leads is a fact of the log.
+Who does what
+-------------
+`LogReader` is the one way in which a state comes to be: start, follow and recovery all are `restart`, then
+`read_next` again and again. `claim` ends an epoch and makes the caller the leader of the next. `LogWriter` is
+what a leader appends with. `snapshots.py` writes and prunes. All of them know bytes, not jobs.
 
-Roles
-    LogReader   start, follow and recover are one code path: snapshot, then the next key, and the next
-    claim       turns a reader that stands at the end of the log into a writer
-    LogWriter   one leadership, one record in flight; ends by Fenced or StepDown, then the process exits
+The rules, by the numbers that docs and tests use
+-------------------------------------------------
+J1   A leader of epoch e writes only `log/<e>/0, 1, 2, …`; a number is bound to its bytes for ever.
+J2   One record in the air at a time; n is acknowledged when it is durable, and so are all before it.
+J3   CREATED is durable. EXISTS: my exact bytes are durable, anything else has fenced me. UNKNOWN: the same
+     bytes to the same key again; a key that is not there proves nothing, the write may still land.
+J4   Fenced, or no answered write for `stepdown_seconds`: `Fenced` or `StepDown`, and the process exits.
+J5   An idle leader appends empty records (the manager does): heartbeat, and how it learns that it is fenced.
+J6   Newest snapshot that verifies, then the next key, and the next. Never past a gap or a takeover.
+J7   At a takeover, and at long silence, list the snapshots: one at or past my position means that I am stale.
+J8   Take over only with everything applied: create a takeover under the next key. One wins.
+J9   The winner lists the snapshots before anything else: one at or past its takeover voids the claim.
+J10  The first record of an epoch sets log time and grace (the manager does).
+J11  Pruning never deletes a takeover of the history, nor the two newest snapshots (`snapshots.py`).
+J12  Records beyond the end of replay mean that something is gone: refuse.
+J13  Replay is a pure function of the records (the state machine's duty).
+J14  The store proves exclusive creation before it is trusted; a cluster id guards the prefix.
 
-Rules (the numbers are used in comments all over the project)
-    J1  The leader of epoch e writes only log/<e>/0, 1, 2, … A number is bound to its bytes for ever.
-    J2  One record in flight. Every answer waits for the record that was last appended when it was computed.
-    J3  CREATED: durable. EXISTS: look; my exact bytes are durable, a takeover means fenced. UNKNOWN: the
-        same bytes to the same key again. That the key is absent now proves nothing: the write may be late.
-    J4  Fenced, or no PUT answered for `stepdown_seconds`: nothing more is acknowledged; the process exits.
-    J5  An idle leader appends an empty record every few seconds (the manager does).
-    J6  Newest snapshot that verifies, else the next older; then GET the next key. Absent = wait. Nothing
-        is ever read past a gap or past a takeover.
-    J7  On reading a takeover, and every few seconds of waiting: a snapshot at or past my position means
-        that I may be reading what was pruned and written again: I am stale, start over.
-    J8  Takeover: everything applied, next key absent: create takeover there. One wins.
-    J9  The winner first looks for a snapshot at or past its takeover. One there means that this number had
-        been used and pruned before: the claim is void. Else it leads the next epoch from number 0.
-    J10 The first record of an epoch sets the log time and gives leases a grace (the manager does).
-    J11 Pruning never deletes the newest two snapshots, nor a takeover (see snapshots.py).
-    J12 Epochs come from takeovers alone. Objects beyond where replay ends = data was lost: refuse to start.
-    J13 State is a pure function of the records (see queue_state.py).
-    J14 At start the store is probed, and a cluster id guards the prefix.
+Why one leader at a time can commit
+-----------------------------------
+Let (e, n) hold the takeover that ends epoch e. The old leader can write (e, n) no more, whenever its write
+lands, because the takeover is never deleted; so it acknowledges neither n nor, with one record in the
+air, anything after it. Its numbers below n were written by it alone; if one was pruned and a late copy of
+its own write brings it back, that is the same record again, and to acknowledge it is true.
 
-Why it is safe
-    Let (e, n) hold the takeover that ended epoch e. It is never deleted (J11), so the old leader's write of
-    n fails whenever it arrives, even years later, and with one record in flight (J2) it never gets to n + 1.
-    Numbers below n were written by that leader alone: if one was pruned and a late retry of it arrives, it
-    has the same bytes (J1, J3), and acknowledging it is true. A claimant can create at a used number only if
-    that number was pruned, so after a snapshot past it was stored; the newest snapshot stays (J11), so the
-    claimant sees one (J9) and writes nothing. A reader that meets such a void takeover sees it too (J7).
-    Two true takeovers of one epoch would need both to be at the same number, which exclusive creation
-    forbids, or the later claimant to have read the earlier takeover as data. A new leader never shares
-    its folder with an older one, so that EXISTS there has one meaning.
+A claim could go wrong in one way only: (e, n) looked free because it had been used *and pruned*. Pruning
+needs a snapshot at or past (e, n), and the newest snapshot is never deleted; so the claimant, listing the
+snapshots after its write, must see one, and leaves without having written anything else (J9). What it
+leaves behind, a void takeover, fools no reader: whoever reads it lists the snapshots too (J7). No clock takes
+part in any of this. Clocks only decide when to try.
 
-A damaged newest snapshot must not make a reader stale for ever: see `_refuse_if_stale`.
+States of a reader: fresh → (StaleReader) → must restart → fresh. A stale reader's state is thrown away
+whole; it never mends it. Two mismatches at or before the same place in a row mean that the log itself is
+wrong, and `DataMissing` stops the process for an operator to look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random as random_module
+from random import Random
 
-from . import snapshots
 from .errors import DataMissing, Fatal, Fenced, JobsvcError, StoreUnfit
 from .log_records import (
     ID_BYTES,
     LOG_PREFIX,
-    Damaged,
+    InvalidRecord,
+    Kind,
     Mark,
     Position,
     Record,
+    data_record,
     decode_record,
     log_key,
-    next_record,
-    position_of,
+    positions_of,
+    snapshot_key,
+    takeover_record,
 )
 from .object_store import ObjectStore, PutOutcome, StoreError
+from .snapshots import list_snapshots, load_newest
 
 __all__ = [
+    "Kind",
     "LogReader",
     "LogWriter",
     "Mark",
@@ -81,264 +80,195 @@ __all__ = [
     "open_prefix",
 ]
 
-CLUSTER_KEY = "cluster"
-STEPDOWN_SECONDS = 10.0
-RETRY_BASE_SECONDS = 0.05  # full jitter: a random part of the base, doubled by each further attempt
-RETRY_CAP_SECONDS = 1.0
-ATTEMPT_SECONDS_MIN = 1.0  # the first attempt gets this long, however long ago the last answer was
-CLAIM_LISTS_MAX = 8
-PREFIX_ATTEMPTS = 5
+DEFAULT_STEPDOWN_SECONDS = 10.0
+_BACKOFF_BASE_SECONDS = 0.05
+_BACKOFF_CAP_SECONDS = 1.0
+_OPEN_TRIES = 8
+_CLUSTER_KEY = "cluster"
+_CLUSTER_MAGIC = b"JOBSVCID"
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class StaleReader(JobsvcError):
-    """What was read may not be the log any more. Throw the state away and `restart`."""
+    """The history has gone on without this reader. Throw the state away and `restart`."""
 
 
 class StepDown(Fatal):
-    """The store has not answered a write for too long, or a write was given up. Lead no more; exit."""
+    """The store has not answered a write for too long. Whether the last one was done is not known."""
 
 
-# --- reading -------------------------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 class LogReader:
-    """Replays the log: from a snapshot or from genesis, and then record by record.
+    """Follows one history. It alone decides which bytes are the next record.
 
-    One task at a time may call `restart`, `read_next` and `check_stale`; `accept_pushed` may come in between.
-    All raise StoreError when the store does not answer: nothing has changed then, call again.
+    A record that `read_next` or `accept_pushed` returns has been stepped over: apply it before the next
+    await, and state and `mark` belong together at every await.
     """
 
     def __init__(self, store: ObjectStore, cluster_id: bytes, first: Mark | None = None) -> None:
-        self.store = store
-        self.cluster_id = cluster_id
-        self._mark = first or Mark()
-        self._base = self._mark.last_position  # the snapshot that this replay began with
-        self._stale_before: tuple[Position | None, Position] | None = None
-        self._end_unseen = True  # J12 is checked at the first absent key
+        self._store = store
+        self._cluster_id = cluster_id
+        self._mark = first if first is not None else Mark()
+        self._stale: str | None = None  # why this reader must restart
+        self._end_is_proved = False  # J12 was checked since the last restart
+        self._mismatch: Position | None = None  # where the log did not fit, until replay gets past it
+        self._invalid_snapshots: frozenset[Position] = frozenset()
+
+    @property
+    def store(self) -> ObjectStore:
+        return self._store
+
+    @property
+    def cluster_id(self) -> bytes:
+        return self._cluster_id
 
     @property
     def mark(self) -> Mark:
         return self._mark
 
     async def restart(self) -> bytes | None:
-        """J6: begin again at the newest snapshot that verifies. Its body, or None for genesis."""
-        found = await snapshots.newest_snapshot(self.store, self.cluster_id)
-        self._mark, body = found or (Mark(), None)
-        self._base = self._mark.last_position
-        self._end_unseen = True
-        return body
+        """Go to the newest snapshot that verifies; returns its body, None if replay begins at genesis.
+
+        Raises DataMissing if there are snapshots and none of them verifies, StoreError to try again.
+        """
+        loaded = await load_newest(self._store, self._cluster_id)
+        self._mark = loaded.mark
+        self._stale = None
+        self._end_is_proved = False
+        self._invalid_snapshots = loaded.invalid
+        return loaded.body
 
     async def read_next(self) -> Record | None:
-        """The next record, verified and stepped over; None while there is none.
+        """The next record, verified and stepped over, or None if there is none yet.
 
-        Raises StaleReader where the caller must restart with a fresh state, DataMissing where that has
-        been tried and has led to the same place.
+        Raises StaleReader (restart), DataMissing (stop), StoreError (call again; nothing has changed).
         """
         while True:
+            self._refuse_if_stale()
             mark = self._mark
-            encoded = await self.store.get(log_key(mark.next_position))
+            encoded = await self._store.get(log_key(mark.next_position))
             if encoded is None:
-                if self._end_unseen:
-                    await self._refuse_if_data_is_missing()
+                await self.prove_end()
                 return None
-            if mark is not self._mark:
-                continue  # pushed records have taken us past it meanwhile
+            if self._mark is not mark:
+                continue  # a pushed record was faster
             record = self._verified(encoded)
             if record.kind == "takeover":
-                await self._refuse_if_stale(record.position)
-                if mark is not self._mark:
+                await self._refuse_if_stale_on_takeover(record)
+                if self._mark is not mark:
                     continue
-            self._mark = mark.after(record)
+            self._step_over(record)
             return record
 
     def accept_pushed(self, encoded: bytes) -> Record | None:
-        """The record that a leader pushed, if it is the very next data record; else the store will tell."""
+        """What the leader sent, if it is exactly the next data record; it is durable already.
+
+        Anything else is left to `read_next`: takeovers need the store (J7), and a push proves no fault.
+        """
+        if self._stale is not None:
+            return None
         try:
-            record = decode_record(encoded, self.cluster_id)
-        except Damaged:
+            record = decode_record(encoded, self._cluster_id)
+        except InvalidRecord:
             return None
-        # A takeover needs the look at the snapshots (J7), so it is only ever read from the store.
-        if record.kind != "data" or not self._continues(record):
+        if record.kind != "data" or self._misfit(record) is not None:
             return None
-        self._mark = self._mark.after(record)
+        self._step_over(record)
         return record
 
     async def check_stale(self) -> None:
-        """J7, for a reader that has waited a while: a pruned key stays absent for ever."""
-        await self._refuse_if_stale(self._mark.next_position)
+        """J7 at silence: call about every 5 s of `read_next` returning None. Raises StaleReader."""
+        position = self._mark.next_position
+        newest = await _newest_snapshot(self._store)
+        if newest is None or newest < position or self._mark.next_position != position:
+            return
+        if newest in self._invalid_snapshots:
+            raise DataMissing(
+                f"{log_key(position)} is gone, and {snapshot_key(newest)}, which covers it, does not verify"
+            )
+        raise self._gone_stale(f"there is a snapshot of {newest}, and {position} is not there to read")
 
-    def _continues(self, record: Record) -> bool:
-        return record.position == self._mark.next_position and record.prev == self._mark.chain
+    async def prove_end(self) -> None:
+        """J12: once after each restart, prove that nothing lies beyond the end of replay.
+
+        With one record in the air, any object beyond the next key was written after the next key; so
+        if that one is not there, it was pruned (then I am stale), or it is lost.
+        """
+        if self._end_is_proved:
+            return
+        mark = self._mark
+        positions = positions_of(await self._store.list(LOG_PREFIX), LOG_PREFIX)
+        beyond = [position for position in positions if position > mark.next_position]
+        if beyond:
+            # Written since the last look? Then it is there now. The order matters: list, get, list snapshots.
+            if self._mark is not mark or await self._store.get(log_key(mark.next_position)) is not None:
+                return
+            await self.check_stale()
+            if self._mark is not mark:
+                return
+            raise DataMissing(
+                f"{log_key(mark.next_position)} is missing, but {len(beyond)} records lie beyond it, "
+                f"from {log_key(beyond[0])} to {log_key(beyond[-1])}"
+            )
+        self._end_is_proved = self._mark is mark
+
+    async def _refuse_if_stale_on_takeover(self, takeover: Record) -> None:
+        """J7: a takeover counts only if its number had not been used and pruned before.
+
+        A snapshot that was found invalid at the last restart is no reason to start over: the restart would
+        come to the same place again.
+        """
+        snapshots = await list_snapshots(self._store)
+        newest = max((p for p in snapshots if p not in self._invalid_snapshots), default=None)
+        if newest is not None and newest >= takeover.position:
+            raise self._gone_stale(f"a takeover at {takeover.position}, behind the snapshot of {newest}")
 
     def _verified(self, encoded: bytes) -> Record:
+        """The record in these bytes of the next key. Raises StaleReader, the second time DataMissing."""
+        try:
+            record = decode_record(encoded, self._cluster_id)
+            problem = self._misfit(record)
+        except InvalidRecord as error:
+            problem = str(error)
+        if problem is None:
+            return record
         position = self._mark.next_position
-        try:
-            record = decode_record(encoded, self.cluster_id)
-        except Damaged as error:
-            raise self._stale(position, f"{log_key(position)} is damaged: {error}") from error
-        if not self._continues(record):
-            raise self._stale(position, f"{log_key(position)} does not continue the history before it")
-        return record
+        detail = f"{log_key(position)} does not continue the history: {problem}"
+        if self._mismatch is not None:
+            raise DataMissing(f"{detail}; and a fresh replay found the same")
+        self._mismatch = position
+        raise self._gone_stale(detail)
 
-    async def _refuse_if_stale(self, position: Position) -> None:
-        """J7: a snapshot at or past `position` means that it may have been pruned and written again.
+    def _misfit(self, record: Record) -> str | None:
+        if record.position != self._mark.next_position:
+            return f"it is record {record.position}"
+        if record.previous != self._mark.chain:
+            return "the chain hash does not fit"
+        return None
 
-        One exception, or a damaged newest snapshot would make every reader stale for ever: if only the
-        newest is past `position`, it does not verify, and this replay began at the one before it, then
-        nothing past the beginning of this replay was ever pruned.
-        """
-        listed = await snapshots.snapshot_positions(self.store)
-        if not listed or listed[-1] < position:
-            return
-        before_newest = listed[-2] if len(listed) > 1 else None
-        if before_newest == self._base and await self._is_damaged(listed[-1]):
-            return
-        raise self._stale(position, f"a snapshot at {tuple(listed[-1])} is past {tuple(position)}")
+    def _step_over(self, record: Record) -> None:
+        if self._mismatch is not None and record.position >= self._mismatch:
+            self._mismatch = None
+        self._mark = self._mark.after(record)
 
-    async def _is_damaged(self, position: Position) -> bool:
-        try:
-            await snapshots.read_snapshot(self.store, self.cluster_id, position)
-        except Damaged:
-            return True
-        return False
+    def _gone_stale(self, reason: str) -> StaleReader:
+        self._stale = reason
+        return StaleReader(reason)
 
-    async def _refuse_if_data_is_missing(self) -> None:
-        """J12, once per replay, where the next key is absent for the first time."""
-        position = self._mark.next_position
-        beyond = [key for key in await self.store.list(LOG_PREFIX) if position_of(key) > position]
-        if beyond and await self.store.get(log_key(position)) is None:
-            # Objects beyond an absent one: it was there once. Pruned, then a snapshot covers it.
-            await self._refuse_if_stale(position)
-            raise DataMissing(f"{log_key(position)} is missing, and the log goes on with {min(beyond)}")
-        if not beyond:
-            await self._refuse_if_stale(position)
-            self._end_unseen = False
-
-    def _stale(self, position: Position, why: str) -> JobsvcError:
-        """StaleReader; or DataMissing if a replay from the same snapshot has come to the same end before."""
-        here = (self._base, position)
-        if here == self._stale_before:
-            return DataMissing(f"twice in a row, starting from {self._base or 'genesis'}: {why}")
-        self._stale_before = here
-        return StaleReader(why)
+    def _refuse_if_stale(self) -> None:
+        if self._stale is not None:
+            raise StaleReader(f"not restarted since: {self._stale}")
 
 
-# --- writing -------------------------------------------------------------------------------------------
+async def _newest_snapshot(store: ObjectStore) -> Position | None:
+    positions = await list_snapshots(store)
+    return positions[-1] if positions else None
 
 
-def _jittered(random: random_module.Random, attempt: int) -> float:
-    return random.uniform(0, min(RETRY_CAP_SECONDS, RETRY_BASE_SECONDS * 2 ** min(attempt, 10)))
-
-
-class _ExclusivePut:
-    """J3: puts bytes under a key until the store has said what the key holds."""
-
-    def __init__(self, store: ObjectStore, random: random_module.Random, stepdown_seconds: float) -> None:
-        self._store = store
-        self._random = random
-        self._stepdown_seconds = stepdown_seconds
-        self._answered_at = asyncio.get_running_loop().time()
-
-    async def settle(self, key: str, encoded: bytes) -> bytes:
-        """What `key` holds: `encoded`, then it is durable, or the bytes that were there before.
-
-        Raises StepDown when no PUT has been answered for `stepdown_seconds`; `encoded` may still land.
-        """
-        loop = asyncio.get_running_loop()
-        attempt = 0
-        while True:
-            left = self._answered_at + self._stepdown_seconds - loop.time()
-            if attempt > 0 and left <= 0:
-                raise StepDown(f"{key}: no write was answered for {self._stepdown_seconds:g} s")
-            outcome = await self._put(key, encoded, max(left, ATTEMPT_SECONDS_MIN))
-            if outcome is not PutOutcome.UNKNOWN:
-                self._answered_at = loop.time()
-            if outcome is PutOutcome.CREATED:
-                return encoded
-            if outcome is PutOutcome.EXISTS:
-                found = await self._get(key)
-                if found is not None:
-                    return found
-                # Not readable now, or pruned since: the same bytes again.
-            await asyncio.sleep(_jittered(self._random, attempt))
-            attempt += 1
-
-    async def _put(self, key: str, encoded: bytes, timeout_seconds: float) -> PutOutcome:
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self._store.put_new(key, encoded)
-        except TimeoutError:
-            return PutOutcome.UNKNOWN
-
-    async def _get(self, key: str) -> bytes | None:
-        try:
-            return await self._store.get(key)
-        except StoreError:
-            return None  # nothing is known; the next attempt asks again
-
-
-class LogWriter:
-    """One leadership. Made by `claim`; its first record is (epoch, 0)."""
-
-    def __init__(self, cluster_id: bytes, nonce: bytes, mark: Mark, put: _ExclusivePut) -> None:
-        self.epoch = mark.next_position.epoch
-        self.mark = mark  # after the last durable record
-        self._cluster_id = cluster_id
-        self._nonce = nonce
-        self._put = put
-        self._bound: Record | None = None  # sent under the next number, outcome not known
-        self._writing = False
-        self._ended: Fatal | None = None
-
-    async def append(self, body: bytes, count: int, log_time: float) -> Record:
-        """Write the next record; returns when it is durable.
-
-        Raises Fenced when another manager has taken over and StepDown when the store does not answer: the
-        record may be durable or may become so, so whoever waits for it is told that its outcome is unknown.
-        If the call is cancelled, the number stays bound to these bytes, and any others are refused.
-        """
-        if self._ended is not None:
-            raise self._ended
-        if self._writing:
-            raise RuntimeError("one record in flight: append was called before the last one returned")
-        record = next_record(
-            self.mark,
-            self._cluster_id,
-            kind="data",
-            nonce=self._nonce,
-            log_time=log_time,
-            count=count,
-            body=body,
-        )
-        if self._bound is not None and self._bound.encoded != record.encoded:
-            raise StepDown(f"{log_key(record.position)} is bound to the bytes of an append that was given up")
-        self._bound, self._writing = record, True
-        try:
-            found = await self._put.settle(log_key(record.position), record.encoded)
-            self._require_mine(record, found)
-        except Fatal as error:
-            self._ended = error
-            raise
-        finally:
-            self._writing = False
-        self.mark, self._bound = self.mark.after(record), None
-        return record
-
-    def _require_mine(self, record: Record, found: bytes) -> None:
-        if found == record.encoded:
-            return
-        where = log_key(record.position)
-        try:
-            other = decode_record(found, self._cluster_id)
-        except Damaged as error:
-            raise StoreUnfit(f"{where} holds bytes that nobody has written: {error}") from error
-        if other.kind == "takeover":
-            raise Fenced(
-                f"{where}: epoch {self.epoch} was ended by the manager with nonce {other.nonce.hex()}"
-            )
-        raise Fenced(f"{where}: the manager with nonce {other.nonce.hex()} writes into epoch {self.epoch}")
+# --- taking over ---------------------------------------------------------------------------------
 
 
 async def claim(
@@ -346,86 +276,194 @@ async def claim(
     *,
     nonce: bytes,
     log_time: float,
-    random: random_module.Random,
-    stepdown_seconds: float = STEPDOWN_SECONDS,
+    random: Random,
+    stepdown_seconds: float = DEFAULT_STEPDOWN_SECONDS,
 ) -> LogWriter | None:
-    """J8: try to lead, from where `reader` stands. `nonce` must be new for every process.
+    """End the epoch in which the reader stands and lead the next one (J8, J9).
 
-    None: another record is there, or the store did not answer; go on reading (which finds our own takeover
-    too, if it landed: it ends the epoch and nobody leads the next, until the next claim).
-    Raises StaleReader when the claim is void (J9): restart.
+    Call it when `read_next` has returned None. Returns None if another record came first: go on reading.
+    Raises StaleReader if the claim is void: restart. `nonce` must be unique to this process, since the own
+    claim is known by its bytes. Raises StepDown if the store does not tell how it went.
     """
-    mark = reader.mark
-    takeover = next_record(
-        mark,
-        reader.cluster_id,
-        kind="takeover",
-        nonce=nonce,
-        log_time=max(mark.log_time, log_time),
-        count=0,
-        body=str(mark.next_position.epoch + 1).encode(),
-    )
-    put = _ExclusivePut(reader.store, random, stepdown_seconds)
-    try:
-        found = await put.settle(log_key(takeover.position), takeover.encoded)
-        if found != takeover.encoded:
-            return None
-        await _judge_claim(reader, takeover.position, random)
-    except (StepDown, StoreError):
+    reader._refuse_if_stale()
+    await reader.prove_end()
+    store, mark = reader.store, reader.mark
+    takeover = takeover_record(mark, reader.cluster_id, nonce, log_time=max(mark.log_time, log_time))
+    patience = _Patience(random, stepdown_seconds)
+    lying_there = await _put_until_known(store, log_key(takeover.position), takeover.encoded, patience)
+    if lying_there != takeover.encoded:
         return None
+    await _refuse_void_claim(reader, takeover, patience)
     if reader.mark is not mark:
-        raise StaleReader("the leader's records went past the claim while it was made")
-    return LogWriter(reader.cluster_id, nonce, mark.after(takeover), put)
+        raise Fatal(f"the reader moved on from {takeover.position} while it was claimed")
+    reader._step_over(takeover)
+    return LogWriter(reader.store, reader.cluster_id, nonce, reader.mark, random, stepdown_seconds)
 
 
-async def _judge_claim(reader: LogReader, position: Position, random: random_module.Random) -> None:
-    """J9, asked until the store answers or nobody waits for this claim any more."""
-    for attempt in range(CLAIM_LISTS_MAX):
+async def _refuse_void_claim(reader: LogReader, takeover: Record, patience: _Patience) -> None:
+    """J9: the number that I created may have been used and pruned before. Then I lead nothing.
+
+    A snapshot may also be there because the others have followed my takeover faster than I; then somebody
+    else takes over from the epoch that I do not lead.
+    """
+    while True:
         try:
-            return await _refuse_void_claim(reader, position)
-        except StoreError:
-            await asyncio.sleep(_jittered(random, attempt))
-    raise StoreError("nothing is known about the claim")
+            newest = await _newest_snapshot(reader.store)
+            break
+        except StoreError as error:
+            await patience.wait(f"no list of snapshots after the takeover at {takeover.position}: {error}")
+    if newest is not None and newest >= takeover.position:
+        raise reader._gone_stale(f"void claim at {takeover.position}: there is a snapshot of {newest}")
 
 
-async def _refuse_void_claim(reader: LogReader, position: Position) -> None:
-    """J9: a snapshot at or past the takeover says that its number had been used and pruned."""
-    ahead = [at for at in await snapshots.snapshot_positions(reader.store) if at >= position]
-    if ahead:
-        raise StaleReader(
-            f"the claim of {tuple(position)} is void: there is a snapshot at {tuple(ahead[-1])}"
+# --- writing -------------------------------------------------------------------------------------
+
+
+class LogWriter:
+    """Appends the records of one epoch, one at a time. Made by `claim` alone."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        cluster_id: bytes,
+        nonce: bytes,
+        mark: Mark,
+        random: Random,
+        stepdown_seconds: float,
+    ) -> None:
+        self._store = store
+        self._cluster_id = cluster_id
+        self._nonce = nonce
+        self._mark = mark
+        self._random = random
+        self._stepdown_seconds = stepdown_seconds
+        self._answered_at = asyncio.get_running_loop().time()
+        self._unsettled: bytes | None = None  # J1: what the next number is bound to, once it was sent
+        self._appending = False
+        self._over: Fatal | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self._mark.next_position.epoch
+
+    @property
+    def mark(self) -> Mark:
+        """After the last durable record."""
+        return self._mark
+
+    @property
+    def answered_at(self) -> float:
+        """Loop time at which the last answered write was begun: until then nobody had taken over."""
+        return self._answered_at
+
+    async def append(self, body: bytes, count: int, log_time: float) -> Record:
+        """Returns when the record is durable. Raises Fenced or StepDown; the writer is of no use then.
+
+        If the call is cancelled, the record may still land: only the very same record can be appended next.
+        """
+        if self._over is not None:
+            raise self._over
+        if self._appending:
+            raise RuntimeError("one record at a time: an append is under way")
+        if not log_time >= self._mark.log_time:
+            raise ValueError(f"log time goes back from {self._mark.log_time} to {log_time}")
+        record = data_record(
+            self._mark, self._cluster_id, self._nonce, body=body, count=count, log_time=log_time
         )
+        self._appending = True
+        try:
+            await self._make_durable(record)
+        except Fatal as error:
+            self._over = error
+            raise
+        finally:
+            self._appending = False
+        return record
+
+    async def _make_durable(self, record: Record) -> None:
+        if self._unsettled not in (None, record.encoded):
+            raise StepDown(f"{record.position} may already hold another record, whose append was given up")
+        self._unsettled = record.encoded
+        patience = _Patience(self._random, self._stepdown_seconds, self._answered_at)
+        key = log_key(record.position)
+        lying_there = await _put_until_known(self._store, key, record.encoded, patience)
+        if lying_there != record.encoded:
+            raise Fenced(f"{key} holds {_description(lying_there, self._cluster_id)}: another manager leads")
+        self._answered_at = patience.tried_at
+        self._unsettled = None
+        self._mark = self._mark.after(record)
 
 
-# --- the prefix ----------------------------------------------------------------------------------------
+async def _put_until_known(store: ObjectStore, key: str, encoded: bytes, patience: _Patience) -> bytes:
+    """J3: put the same bytes until it is known what lies under the key; returns that.
+
+    Raises StepDown when patience ends; the write may still land after that.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(patience.begin_try()):
+                outcome = await store.put_new(key, encoded)
+                if outcome is PutOutcome.CREATED:
+                    return encoded
+                if outcome is PutOutcome.EXISTS:
+                    lying_there = await store.get(key)
+                    if lying_there is not None:
+                        return lying_there
+        except (StoreError, TimeoutError):
+            pass  # as unknown as the outcome of the write
+        await patience.wait(f"no answer whether {key} was written")
+
+
+class _Patience:
+    """How long to go on asking a store that does not answer: full jitter, bounded since the last answer."""
+
+    def __init__(self, random: Random, stepdown_seconds: float, answered_at: float | None = None) -> None:
+        self._random = random
+        self._stepdown_seconds = stepdown_seconds
+        self._time = asyncio.get_running_loop().time
+        self._deadline = (self._time() if answered_at is None else answered_at) + stepdown_seconds
+        self._waits = 0
+        self.tried_at = self._time()
+
+    def begin_try(self) -> float:
+        """Seconds that this try may take. After a long stall, too, it gets time for one answer."""
+        self.tried_at = self._time()
+        return max(self._deadline - self.tried_at, self._stepdown_seconds / 2)
+
+    async def wait(self, waiting_for: str) -> None:
+        if self._time() >= self._deadline:
+            raise StepDown(f"{waiting_for} for {self._stepdown_seconds:g} s")
+        longest = min(_BACKOFF_CAP_SECONDS, _BACKOFF_BASE_SECONDS * 2.0**self._waits)
+        self._waits = min(self._waits + 1, 16)
+        await asyncio.sleep(self._random.uniform(0, longest))
+
+
+def _description(encoded: bytes, cluster_id: bytes) -> str:
+    try:
+        record = decode_record(encoded, cluster_id)
+    except InvalidRecord as error:
+        return f"bytes that are no record of this service ({error})"
+    return f"a {record.kind} record of process {record.nonce.hex()}"
+
+
+# --- the prefix ----------------------------------------------------------------------------------
 
 
 async def open_prefix(store: ObjectStore, new_cluster_id: bytes) -> bytes:
-    """J14: prove that the store keeps its promise, and learn whose prefix this is.
+    """J14: prove that the store is fit, and return the id that guards the prefix; the first one stays.
 
-    Returns the cluster id that guards the prefix: `new_cluster_id` if the prefix was new. What the probe
-    found risky but bearable goes to the log as warnings.
+    Raises StoreUnfit, or StoreError if the store does not answer.
     """
     if len(new_cluster_id) != ID_BYTES:
         raise ValueError(f"a cluster id has {ID_BYTES} bytes")
     for warning in await store.probe():
-        logger.warning("%s", warning)
-    for attempt in range(PREFIX_ATTEMPTS):
-        outcome = await store.put_new(CLUSTER_KEY, new_cluster_id.hex().encode())
-        found = await store.get(CLUSTER_KEY) if outcome is PutOutcome.EXISTS else None
-        if found is not None:
-            return _cluster_id(found)
-        if outcome is PutOutcome.CREATED:
-            return new_cluster_id
-        await asyncio.sleep(RETRY_BASE_SECONDS * 2**attempt)
-    raise StoreError(f"{CLUSTER_KEY}: no answer to {PREFIX_ATTEMPTS} attempts to write it")
-
-
-def _cluster_id(found: bytes) -> bytes:
-    try:
-        cluster_id = bytes.fromhex(found.decode("ascii"))
-    except ValueError as error:
-        raise StoreUnfit(f"{CLUSTER_KEY} holds no cluster id") from error
-    if len(cluster_id) != ID_BYTES:
-        raise StoreUnfit(f"{CLUSTER_KEY} holds no cluster id")
-    return cluster_id
+        _log.warning("store: %s", warning)
+    for _ in range(_OPEN_TRIES):
+        await store.put_new(_CLUSTER_KEY, _CLUSTER_MAGIC + new_cluster_id)
+        guard = await store.get(_CLUSTER_KEY)
+        if guard is None:
+            continue  # the outcome of the put was unknown
+        if len(guard) != len(_CLUSTER_MAGIC) + ID_BYTES or not guard.startswith(_CLUSTER_MAGIC):
+            raise StoreUnfit(f"the object {_CLUSTER_KEY!r} under this prefix is not one of jobsvc")
+        return guard[len(_CLUSTER_MAGIC) :]
+    raise StoreError("the store does not keep the cluster id")

@@ -1,92 +1,100 @@
-"""The journal's bytes: where a record stands, how it is written down, and where a replay stands.
+"""The words of the journal and its bytes: positions, keys, records, marks.
 
-A record is `header | body | checksum`. The checksum is the sha256 of all that precedes it, and the header
-holds the checksum of the record before (`prev`), so one hash serves twice: it proves that the bytes are
-whole, and it chains each record to the entire history before it. Two histories that differ anywhere
-differ in every later checksum.
+One record is one object of the log. Its layout, big endian, without padding:
 
-A `Mark` is all that a reader must remember to go on: the next key, the chain so far, the log time, and
-where each finished epoch ended. It is a value; stepping over a record makes a new one.
+    magic 8 | version 1 | kind 1 | cluster id 16 | epoch 8 | n 8 | writer nonce 16 | previous chain 32
+    | log time 8 | count 4 | body length 8 | body | checksum 32
 
-Keys are zero-padded decimals, so that the byte order of keys is the order of positions.
+The checksum is the SHA-256 of everything before it. Because that includes the chain hash of the record
+before, the checksum of a record is also the chain hash over the whole log up to and including it: one
+hash proves both that the bytes are whole and that they continue exactly this history.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from .errors import JobsvcError, StoreUnfit
+from .errors import JobsvcError
 
-ID_BYTES = 16  # length of cluster ids and writer nonces
 LOG_PREFIX = "log/"
 SNAPSHOT_PREFIX = "snapshots/"
+ID_BYTES = 16  # of cluster ids and of writer nonces
+HASH_BYTES = 32
+FORMAT_VERSION = 1
 
-_MAGIC = b"JLOG"
-_VERSION = 1
-_KINDS = ("data", "takeover")
-# magic, version, cluster id, epoch, n, kind, nonce, prev, log time, count, body length
-_HEADER = struct.Struct(f">4sH{ID_BYTES}sQQB{ID_BYTES}s32sdIQ")
-_CHECKSUM_BYTES = hashlib.sha256().digest_size
-_GENESIS_CHAIN = bytes(_CHECKSUM_BYTES)
+Kind = Literal["data", "takeover"]
+
+_MAGIC = b"JOBSVCLG"
+_HEADER = struct.Struct(">8sBB16sQQ16s32sdIQ")
+_KIND_CODES: dict[Kind, int] = {"data": 1, "takeover": 2}
+_KINDS: dict[int, Kind] = {code: kind for kind, code in _KIND_CODES.items()}
+_TAKEOVER_BODY = struct.Struct(">Q")  # the epoch that begins
+_KEY_END = re.compile(r"(\d{10})/(\d{12})")
 
 
-class Damaged(JobsvcError):
-    """These bytes are not a whole record (or snapshot) of this format."""
+class InvalidRecord(JobsvcError):
+    """These bytes are not a record of this service's log."""
 
 
 class Position(NamedTuple):
-    """The place of a record. Tuples compare as the log is ordered: by epoch, then by number."""
+    """The place of a record in the log. Positions order as the log does."""
 
     epoch: int
     n: int
 
+    def __str__(self) -> str:
+        return f"{self.epoch}/{self.n}"
 
-class Record(msgspec.Struct, frozen=True):
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One object of the log: a group commit, or the takeover that ends an epoch."""
 
     position: Position
-    kind: str  # "data" | "takeover"
+    kind: Kind
     nonce: bytes  # of the process that wrote it
-    prev: bytes  # checksum of the record before
+    previous: bytes  # chain hash over all earlier records
     log_time: float
-    count: int  # events in the body
+    count: int
     body: bytes
     encoded: bytes
 
     @property
-    def checksum(self) -> bytes:
-        return self.encoded[-_CHECKSUM_BYTES:]
+    def chain(self) -> bytes:
+        """The chain hash over all records up to and including this one."""
+        return self.encoded[-HASH_BYTES:]
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """Where a replay stands."""
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """Where replay stands: everything before `next_position` is applied, nothing after it."""
 
     next_position: Position = Position(0, 0)
-    chain: bytes = _GENESIS_CHAIN
+    chain: bytes = bytes(HASH_BYTES)
     log_time: float = 0.0
-    ends: dict[int, int] = {}  # finished epoch -> the number of its takeover
+    ends: dict[int, int] = {}  # epoch -> n of the takeover that ended it
     records: int = 0  # applied since genesis
 
     @property
     def last_position(self) -> Position | None:
-        """The record that was applied last; None before the first."""
+        """Of the last applied record; None before the first."""
         epoch, n = self.next_position
         if n > 0:
             return Position(epoch, n - 1)
-        return None if epoch == 0 else Position(epoch - 1, self.ends[epoch - 1])
+        return Position(epoch - 1, self.ends[epoch - 1]) if epoch > 0 else None
 
     def after(self, record: Record) -> Mark:
-        """The mark one record on. A takeover ends its epoch, and the only way to a new epoch is this."""
+        """The mark once this record, which is the next one, is applied."""
         epoch, n = record.position
         if record.kind == "takeover":
             ends, following = {**self.ends, epoch: n}, Position(epoch + 1, 0)
         else:
             ends, following = self.ends, Position(epoch, n + 1)
-        return Mark(following, record.checksum, record.log_time, ends, self.records + 1)
+        return Mark(following, record.chain, record.log_time, ends, self.records + 1)
 
 
 def log_key(position: Position) -> str:
@@ -97,46 +105,87 @@ def snapshot_key(position: Position) -> str:
     return f"{SNAPSHOT_PREFIX}{position.epoch:010}/{position.n:012}"
 
 
-def position_of(key: str) -> Position:
-    """The position that a log or snapshot key names."""
-    _, epoch, n = key.split("/")
-    return Position(int(epoch), int(n))
+def positions_of(keys: Iterable[str], prefix: str) -> list[Position]:
+    """The positions named by these keys, in log order; keys of another shape are nobody's record."""
+    found = (_KEY_END.fullmatch(key, len(prefix)) for key in keys if key.startswith(prefix))
+    return sorted(Position(int(match[1]), int(match[2])) for match in found if match)
 
 
-def next_record(
-    mark: Mark, cluster_id: bytes, *, kind: str, nonce: bytes, log_time: float, count: int, body: bytes
+def data_record(
+    mark: Mark, cluster_id: bytes, nonce: bytes, *, body: bytes, count: int, log_time: float
 ) -> Record:
-    """The record that continues the log at `mark`."""
+    """The next record of an epoch's leader."""
+    return _record(mark, cluster_id, nonce, kind="data", body=body, count=count, log_time=log_time)
+
+
+def takeover_record(mark: Mark, cluster_id: bytes, nonce: bytes, *, log_time: float) -> Record:
+    """The record that ends the epoch in which replay stands, and begins the next one."""
+    body = _TAKEOVER_BODY.pack(mark.next_position.epoch + 1)
+    return _record(mark, cluster_id, nonce, kind="takeover", body=body, count=0, log_time=log_time)
+
+
+def _record(
+    mark: Mark, cluster_id: bytes, nonce: bytes, *, kind: Kind, body: bytes, count: int, log_time: float
+) -> Record:
     if len(cluster_id) != ID_BYTES or len(nonce) != ID_BYTES:
-        raise ValueError(f"cluster id and nonce have {ID_BYTES} bytes")
-    if log_time < mark.log_time:
-        raise ValueError(f"log time runs backwards: {log_time} after {mark.log_time}")
+        raise ValueError(f"cluster id and nonce must have {ID_BYTES} bytes")
     position = mark.next_position
     header = _HEADER.pack(
-        _MAGIC, _VERSION, cluster_id, position.epoch, position.n, _KINDS.index(kind), nonce,
-        mark.chain, log_time, count, len(body),
-    )  # fmt: skip
-    digest = hashlib.sha256(header)
-    digest.update(body)
-    encoded = b"".join((header, body, digest.digest()))
-    return Record(position, kind, nonce, mark.chain, log_time, count, body, encoded)
+        _MAGIC,
+        FORMAT_VERSION,
+        _KIND_CODES[kind],
+        cluster_id,
+        position.epoch,
+        position.n,
+        nonce,
+        mark.chain,
+        log_time,
+        count,
+        len(body),
+    )
+    checksum = hashlib.sha256(header)
+    checksum.update(body)
+    return Record(
+        position=position,
+        kind=kind,
+        nonce=nonce,
+        previous=mark.chain,
+        log_time=log_time,
+        count=count,
+        body=body,
+        encoded=b"".join((header, body, checksum.digest())),
+    )
 
 
 def decode_record(encoded: bytes, cluster_id: bytes) -> Record:
-    """The record in these bytes. Raises Damaged, or StoreUnfit where another service or version wrote it."""
-    if len(encoded) < _HEADER.size + _CHECKSUM_BYTES:
-        raise Damaged(f"{len(encoded)} bytes are too few for a record")
-    magic, version, cluster, epoch, n, kind, nonce, prev, log_time, count, length = _HEADER.unpack_from(
+    """Raises InvalidRecord unless these are the whole bytes of a record of this service."""
+    if len(encoded) < _HEADER.size + HASH_BYTES:
+        raise InvalidRecord(f"{len(encoded)} bytes are too few for a record")
+    magic, version, code, cluster, epoch, n, nonce, previous, log_time, count, length = _HEADER.unpack_from(
         encoded
     )
-    if magic != _MAGIC or len(encoded) != _HEADER.size + length + _CHECKSUM_BYTES:
-        raise Damaged("not a record, or cut short")
-    view = memoryview(encoded)
-    if hashlib.sha256(view[:-_CHECKSUM_BYTES]).digest() != view[-_CHECKSUM_BYTES:]:
-        raise Damaged("the checksum does not match")
-    if version != _VERSION or kind >= len(_KINDS):
-        raise StoreUnfit(f"record format {version}, kind {kind}: written by a newer jobsvc")
+    if magic != _MAGIC:
+        raise InvalidRecord("does not begin like a record")
+    if version != FORMAT_VERSION:
+        raise InvalidRecord(f"format version {version}; this program knows {FORMAT_VERSION}")
+    if len(encoded) != _HEADER.size + length + HASH_BYTES:
+        raise InvalidRecord(f"{len(encoded)} bytes do not fit a body of {length}")
+    if hashlib.sha256(memoryview(encoded)[:-HASH_BYTES]).digest() != encoded[-HASH_BYTES:]:
+        raise InvalidRecord("the checksum does not fit")
     if cluster != cluster_id:
-        raise StoreUnfit(f"a record of another service ({cluster.hex()}) is under this prefix")
-    body = encoded[_HEADER.size : -_CHECKSUM_BYTES]
-    return Record(Position(epoch, n), _KINDS[kind], nonce, prev, log_time, count, body, encoded)
+        raise InvalidRecord(f"belongs to another service: cluster id {cluster.hex()}")
+    if code not in _KINDS:
+        raise InvalidRecord(f"unknown kind {code}")
+    body = encoded[_HEADER.size : -HASH_BYTES]
+    if _KINDS[code] == "takeover" and body != _TAKEOVER_BODY.pack(epoch + 1):
+        raise InvalidRecord("a takeover that begins an epoch other than the next")
+    return Record(
+        position=Position(epoch, n),
+        kind=_KINDS[code],
+        nonce=nonce,
+        previous=previous,
+        log_time=log_time,
+        count=count,
+        body=body,
+        encoded=encoded,
+    )
