@@ -8,7 +8,7 @@ points. The access token is not a setting, so that no printout of the settings c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -87,6 +87,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     record_bytes_max: int = 16 * MIB
     snapshot_log_bytes: int = 64 * MIB
     snapshot_records: int = 20_000
+
+    # for stores that speak S3 but not its newer checksums
+    s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
 
     def __post_init__(self) -> None:
         self._require(DEFAULT_POOL in self.pools, "pools", f"must have a pool named {DEFAULT_POOL!r}")
