@@ -1,0 +1,429 @@
+"""Leading: what the leader does with commands, queries, reports, and time.
+
+Commands and reports come in as calls. Each is decided against the state in memory, its events go into
+the open batch of the `CommitLoop`, and the call waits until what its answer depends on is durable. When a
+change makes jobs ready and workers wait, they are leased in the same batch, so that an idle service
+needs one record from the enqueue to the worker.
+
+Leases have no timers in the journal. A worker that is silent for `lease_seconds`, or whose process is seen to
+die, is lost: the leader reads its outbox, settles what it had finished, and gives back the rest. After a
+takeover every worker gets the full time again.
+
+What a worker holds is compared in every report: leases that it does not name are granted again (an answer
+got lost, or its leader died before answering; the worker knows repetitions by their token), and what it
+names without a lease it is told to drop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+
+from . import commands as c
+from . import decisions, job_views, retirement
+from .commit_loop import CommitLoop, Peer
+from .errors import Refusal
+from .events import EpochBegan, Event
+from .jobs import TERMINAL, Finished, Grant, JobOptions, WorkerOrders, WorkerReport
+from .journal import LogWriter
+from .object_store import ObjectStore, StoreError
+from .queue_state import QueueState
+from .scaling import JobSeconds
+from .settings import Settings
+from .worker_registry import KnownWorker, WorkerRegistry
+
+TICK_SECONDS = 1.0
+RETIRE_EVERY_SECONDS = 5.0
+HEALTH_SECONDS = 10.0
+
+Answer = TypeVar("Answer")
+
+_outbox_decoder = msgspec.msgpack.Decoder(list[Finished])
+
+
+class Leader:
+    """One leadership. Made when a takeover has been won; used by the manager until it ends."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        state: QueueState,
+        writer: LogWriter,
+        store: ObjectStore,
+        settings: Settings,
+        peer: Peer,
+        wall: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.state = state
+        self.registry = WorkerRegistry()
+        self.counters: dict[str, float] = {}
+        self.pool_views: dict[str, c.PoolView] = {}
+        self.job_seconds: dict[str, JobSeconds] = {}
+        self._store = store
+        self._settings = settings
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._limits = decisions.Limits(
+            settings.max_jobs,
+            settings.idempotency_seconds,
+            settings.retention_seconds,
+            settings.retained_jobs_max,
+        )
+        self.commits = CommitLoop(state, writer, settings, peer, wall)
+        self._tick = asyncio.Event()
+        self._finish_grew = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        self._next_tick_at = 0.0
+        self._retired_at = self._loop.time()
+
+    # --- the life of a leadership ---
+
+    async def run(self) -> None:
+        """Lead until something fatal happens; raises it."""
+        self.commits.append(EpochBegan(self.commits.epoch, self.name))
+        for worker, held in self.state.leases.items():
+            pool = next(iter(held.values())).options.pool
+            self.registry.known(worker, pool, self._loop.time())
+        for name, part in (("commit", self.commits.run), ("push", self.commits.push), ("tick", self._ticks)):
+            self.begin(part(), name)
+        try:
+            await self._failed
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def begin(self, part: Coroutine[Any, Any, None], name: str) -> None:
+        """Start a side task whose failure ends the leadership."""
+        task = self._loop.create_task(part, name=f"leader {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._side_task_ended)
+
+    def _side_task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or self._failed.done():
+            return
+        error = task.exception()
+        if error is not None:
+            self._failed.set_exception(error)
+
+    def apply_events(self, events: list[Event]) -> None:
+        """Put decided events into the open batch, and wake who waits for what they bring."""
+        finished_before = self.state.next_finish_seq
+        for event in events:
+            self.commits.append(event)
+        if self.state.next_finish_seq != finished_before:
+            self._finish_grew.set()
+            self._finish_grew = asyncio.Event()
+        due = self.state.due
+        if due and due[0][0] < self._next_tick_at:
+            self._tick.set()
+
+    # --- calls of replicas ---
+
+    async def flight(self, requests: list[c.Request]) -> list[c.Reply]:
+        """Answer one flight. Returns when every answer is durable."""
+        replies: list[c.Reply] = []
+        for request in requests:
+            replies.append(self._answer(request))
+        self.serve_waiting()
+        await self.commits.settled()
+        return replies
+
+    def _answer(self, request: c.Request) -> c.Reply:
+        if isinstance(request, c.Command):
+            self.commits.stamp()
+            decision = decisions.decide(self.state, request, self._limits)
+            self.apply_events(decision.events)
+            self._count_command(request, decision.answer)
+            if isinstance(request, c.Cancel) and decision.events:
+                self._wake_holders(request.ids)
+            return decision.answer
+        return self._read(request)
+
+    def _read(self, query: c.Query) -> c.Reply:
+        match query:
+            case c.GetJobs():
+                return job_views.get_jobs(self.state, query)
+            case c.GetPayload():
+                return job_views.get_payload(self.state, query)
+            case c.ListJobs():
+                return job_views.list_jobs(self.state, query)
+            case c.ReadFeed():
+                return job_views.read_feed(self.state, query)
+            case c.GetQueues():
+                return job_views.get_queues(self.state, {}, self._settings.queues)
+            case c.GetWorkers():
+                return self.workers()
+        return Refusal("invalid", "unknown request")
+
+    def workers(self) -> c.Workers:
+        now = self._loop.time()
+        silent = self._settings.heartbeat_seconds * 2
+        views = [
+            c.WorkerView(
+                worker.name,
+                worker.pid,
+                worker.node,
+                worker.pool,
+                worker.state(now, silent),
+                worker.current,
+                len(self.state.leases.get(worker.name, ())),
+                now - worker.seen_at,
+            )
+            for worker in sorted(self.registry.workers.values(), key=lambda worker: worker.name)
+        ]
+        return c.Workers(views, list(self.pool_views.values()))
+
+    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
+        """The feed after a place; waits for the first entry at most this long."""
+        if after >= self.state.next_finish_seq - 1 and wait_seconds > 0:
+            try:
+                async with asyncio.timeout(wait_seconds):
+                    await self._finish_grew.wait()
+            except TimeoutError:
+                pass  # an empty page is the answer
+        page = job_views.read_feed(self.state, c.ReadFeed(after))
+        await self.commits.settled()
+        return page
+
+    # --- calls of workers ---
+
+    async def report(self, report: WorkerReport) -> WorkerOrders:
+        """Settle what a worker finished, and give it what it may do next."""
+        worker = self.registry.known(report.worker, report.pool, self._loop.time())
+        if worker.session not in ("", report.session):
+            await self.lose_worker(report.worker)  # an earlier life under the same name
+            worker = self.registry.known(report.worker, report.pool, self._loop.time())
+        worker.wake()  # a newer call ends an older one
+        worker.note(report, self._loop.time())
+        mine: asyncio.Future[None] = self._loop.create_future()
+        worker.waiting = mine
+        stale = self._settle(report)
+        orders = self._orders(worker, report)
+        self._lease(worker, report, orders)
+        quiet = not (report.finished or orders.grants or orders.drop or orders.cancel or orders.retire)
+        if quiet and report.wait_seconds > 0 and not report.leaving:
+            await _wait_for(mine, report.wait_seconds)
+            if worker.waiting is not mine:
+                return WorkerOrders(lease_seconds=self._settings.lease_seconds)
+            orders = self._orders(worker, report)
+        worker.waiting = None
+        orders.stale = stale
+        await self.commits.settled()
+        if report.leaving:
+            self.begin(self.lose_worker(report.worker), f"farewell {report.worker}")
+        return orders
+
+    def _settle(self, report: WorkerReport) -> list[tuple[bytes, int]]:
+        if report.busy_seconds:
+            seconds = self.job_seconds.setdefault(report.pool, JobSeconds())
+            for jobs, busy in report.busy_seconds.values():
+                seconds.add(jobs, busy)
+        if not report.finished:
+            return []
+        self.commits.stamp()
+        settlement = decisions.settle(self.state, report.worker, report.node, report.finished)
+        self.apply_events(settlement.events)
+        self._count("stale_results", len(settlement.stale))
+        for finished in report.finished:
+            self._count(f"attempts_finished:{finished.outcome.value}", 1)
+        self.serve_waiting(but=report.worker)
+        return settlement.stale
+
+    def _orders(self, worker: KnownWorker, report: WorkerReport) -> WorkerOrders:
+        """Leases that the worker does not name, and what it must stop."""
+        orders = WorkerOrders(lease_seconds=self._settings.lease_seconds, retire=worker.retiring)
+        held = self.state.leases.get(worker.name, {})
+        holding = set(report.holding)
+        numbers: dict[int, int] = {}
+        for job_id, job in held.items():
+            lease = self.state.lease_of(job)
+            if lease is not None and lease.cancel_requested:
+                orders.cancel.append((job_id, job.attempt))
+            if (job_id, job.attempt) in holding:
+                continue
+            number = numbers.get(id(job.options))
+            if number is None:
+                number = numbers[id(job.options)] = len(orders.options)
+                orders.options.append(job.options)
+            orders.grants.append(Grant(job_id, job.attempt, number, job.payload))
+        for job_id, attempt in report.holding:
+            own = held.get(job_id)
+            if own is None or own.attempt != attempt:
+                orders.drop.append((job_id, attempt))
+        return orders
+
+    def _lease(self, worker: KnownWorker, report: WorkerReport, orders: WorkerOrders) -> None:
+        """Lease new jobs to a worker that asks for them."""
+        count = report.can_take - len(orders.grants)
+        if count <= 0 or worker.retiring or report.leaving:
+            return
+        self.commits.stamp()
+        leased = decisions.lease(self.state, worker.name, worker.pool, count)
+        if leased is None:
+            return
+        self.apply_events([leased])
+        numbers: dict[JobOptions, int] = {options: n for n, options in enumerate(orders.options)}
+        for job_id in leased.ids:
+            job = self.state.jobs[job_id]
+            number = numbers.get(job.options)
+            if number is None:
+                number = numbers[job.options] = len(orders.options)
+                orders.options.append(job.options)
+            orders.grants.append(Grant(job_id, job.attempt, number, job.payload))
+        worker.can_take = 0
+        worker.idle_since = None
+
+    def serve_waiting(self, but: str = "") -> None:
+        """Lease to workers that wait, in the same record as what made the jobs ready."""
+        for pool in {worker.pool: None for worker in self.registry.workers.values() if worker.waiting}:
+            workers = [worker for worker in self.registry.waiting(pool) if worker.name != but]
+            for position, worker in enumerate(workers):
+                share = self._fair_share(pool, len(workers) - position, worker.can_take)
+                self.commits.stamp()
+                leased = decisions.lease(self.state, worker.name, pool, share)
+                if leased is None:
+                    break
+                self.apply_events([leased])
+                worker.can_take = 0
+                worker.idle_since = None
+                worker.wake()
+
+    def _fair_share(self, pool: str, workers: int, can_take: int) -> int:
+        """Few jobs are spread over the idle workers instead of all going to the first."""
+        if workers == 1 or can_take == 1:
+            return can_take
+        ready = sum(len(lane.heads(can_take * workers)) for lane in self.state.ready_lanes(pool))
+        return min(can_take, max(1, -(-ready // workers)))
+
+    def _wake_holders(self, ids: list[bytes]) -> None:
+        for job_id in ids:
+            job = self.state.jobs.get(job_id)
+            lease = self.state.lease_of(job) if job is not None else None
+            if lease is not None and lease.worker in self.registry.workers:
+                self.registry.workers[lease.worker].wake()
+
+    async def lose_worker(self, name: str) -> None:
+        """A worker is gone: settle what its outbox holds, give back the rest."""
+        worker = self.registry.known(name, "", self._loop.time())
+        if worker.being_lost:
+            return
+        worker.being_lost = True
+        keys, finished = await self._read_outbox(name)
+        self.commits.stamp()
+        self.apply_events(decisions.settle(self.state, name, worker.node, finished).events)
+        running = worker.running
+        if name in self.state.leases:
+            self._count("leases_expired", len(self.state.leases[name]))
+        self.commits.stamp()
+        self.apply_events(decisions.lose_worker(self.state, name, running))
+        if self.registry.workers.get(name) is worker:
+            self.registry.forget(name)
+        self.serve_waiting()
+        await self.commits.settled()
+        for key in keys:
+            await insist(self._store.delete, key)
+
+    async def _read_outbox(self, name: str) -> tuple[list[str], list[Finished]]:
+        keys = await insist(self._store.list, f"outbox/{name}/")
+        finished: list[Finished] = []
+        for key in keys:
+            data = await insist(self._store.get, key)
+            if data is not None:
+                finished.extend(_outbox_decoder.decode(data))
+        return keys, finished
+
+    # --- time ---
+
+    async def _ticks(self) -> None:
+        while True:
+            now = self._wall()
+            due = decisions.next_due(self.state)
+            wait = TICK_SECONDS if due is None else min(TICK_SECONDS, max(0.01, due - now))
+            self._next_tick_at = now + wait
+            try:
+                async with asyncio.timeout(wait):
+                    await self._tick.wait()
+            except TimeoutError:
+                pass
+            self._tick.clear()
+            await self._on_tick()
+
+    async def _on_tick(self) -> None:
+        due = decisions.next_due(self.state)
+        if due is not None and due <= self.commits.now():
+            self.commits.stamp()
+            promoted = decisions.promote_due(self.state)
+            if promoted is not None:
+                self.apply_events([promoted])
+                self.serve_waiting()
+        for worker in self.registry.silent(self._loop.time(), self._settings.lease_seconds):
+            self.begin(self.lose_worker(worker.name), f"loss of {worker.name}")
+        if self._loop.time() - self._retired_at >= RETIRE_EVERY_SECONDS:
+            self._retired_at = self._loop.time()
+            await self._retire()
+
+    async def _retire(self) -> None:
+        """Write the lines of jobs past their retention, let them go, then delete what only they needed."""
+        if not self.state.feed:
+            return
+        self.commits.stamp()
+        jobs = decisions.retire(self.state, self._limits)
+        if not jobs:
+            return
+        lines = retirement.ndjson(jobs)
+        await insist(self._store.put_new, retirement.key(jobs), lines)
+        still = [job for job in jobs if self.state.jobs.get(job.id) is job and job.state in TERMINAL]
+        self.commits.stamp()
+        event, keys = decisions.retired(self.state, still)
+        self.apply_events([event])
+        await self.commits.settled()
+        keys += await retirement.owned_keys(self._store, still)
+        for key in keys:
+            await insist(self._store.delete, key)
+
+    # --- figures ---
+
+    def _count(self, name: str, amount: float) -> None:
+        if amount:
+            self.counters[name] = self.counters.get(name, 0) + amount
+
+    def _count_command(self, command: c.Command, answer: c.Reply) -> None:
+        if isinstance(answer, Refusal):
+            self._count(f"refused:{answer.code}", 1)
+        elif isinstance(command, c.Enqueue):
+            self._count("jobs_enqueued", len(command.jobs))
+
+    def healthy(self) -> str | None:
+        """None, or what is wrong: health means progress."""
+        if self._failed.done():
+            return "the leadership has ended"
+        pause = self._loop.time() - self.commits.committed_at
+        if pause > HEALTH_SECONDS:
+            return f"nothing was committed for {pause:.0f} seconds"
+        return None
+
+
+async def _wait_for(future: asyncio.Future[None], seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.shield(future)
+    except TimeoutError:
+        pass  # nothing to say is an answer
+
+
+async def insist(request: Callable[..., Coroutine[Any, Any, Answer]], *arguments: Any) -> Answer:
+    """Ask the store until it answers."""
+    delay = 0.05
+    while True:
+        try:
+            return await request(*arguments)
+        except StoreError:
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)

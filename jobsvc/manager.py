@@ -1,0 +1,353 @@
+"""A manager: one of the pair. It follows, takes over, leads; and ends rather than be wrong.
+
+    recovering ──caught up──> standby ──claim won──> leader ──fenced, store silent──> (process ends)
+        ^                        │
+        └──────── stale ─────────┘
+
+Both managers run this one machine. A manager begins by reading the newest snapshot and the log after it;
+from then on it is a standby: the leader pushes what it has committed, and whatever is missing is read from
+the store. It suspects the leader when the rim sees the leader's process die (milliseconds), or when nothing
+was heard for `takeover_silence_seconds`. Suspicion only starts a claim; the conditional write decides (J8),
+and a leader that was suspected wrongly loses its next append and ends. So both may be wrong about time and
+about each other, and there is still one history.
+
+At the start nobody is suspected yet: a manager that has caught up asks the other one. If that one leads, it
+follows; if it is not there, or does not lead either, it claims at once.
+
+After a takeover the new leader knows all leases from the state, and nothing about the workers' health. It
+gives each the full lease time to report again, and takes nothing from a worker that does.
+
+The standby also writes the snapshots, so that the leader never stops for one. It holds what is pushed
+while it encodes, and drops the snapshot if it must take over meanwhile: encoding yields every few
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+import msgspec
+
+from . import commands as c
+from . import queue_snapshot
+from .commit_loop import Peer
+from .errors import Fatal, Unavailable
+from .events import decode_events
+from .jobs import NotLeader, WorkerReport, encode
+from .journal import LogReader, LogWriter, Mark, Record, StaleReader, claim, open_prefix
+from .leader import Leader
+from .object_store import ObjectStore, StoreError
+from .pool_scaler import Fleet, PoolScaler
+from .queue_state import QueueState, apply
+from .settings import Settings
+from .snapshots import prune, write_snapshot
+
+STALE_CHECK_SECONDS = 5.0
+PUSHED_BYTES_MAX = 256 * 1024 * 1024
+
+_flight_decoder = msgspec.msgpack.Decoder(c.Flight)
+_report_decoder = msgspec.msgpack.Decoder(WorkerReport)
+
+
+class Manager:
+    """See the module. `run` is its life; the other methods are its calls."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        settings: Settings,
+        store: ObjectStore,
+        peer: Peer,
+        fleet: Fleet,
+        wall: Callable[[], float],
+        random: Random,
+        nonce: bytes,
+        node: str,
+        pid: int,
+    ) -> None:
+        self.name = name
+        self.role = "recovering"
+        self.state = QueueState()
+        self.leader: Leader | None = None
+        self._settings = settings
+        self._store = store
+        self._peer = peer
+        self._fleet = fleet
+        self._wall = wall
+        self._random = random
+        self._nonce = nonce
+        self._node = node
+        self._pid = pid
+        self._reader: LogReader | None = None
+        self._scaler: PoolScaler | None = None
+        self._pushed: deque[bytes] = deque()
+        self._pushed_bytes = 0
+        self._news = asyncio.Event()
+        self._heard_at = 0.0
+        self._suspect = False
+        self._log_bytes = 0
+        self._log_records = 0
+        self._snapshot: asyncio.Task[None] | None = None
+        self.warnings: list[str] = []
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """Until something fatal: raises it. Never returns."""
+        cluster_id = await self._insist_open()
+        self._reader = LogReader(self._store, cluster_id)
+        while True:
+            try:
+                await self._recover(self._reader)
+                writer = await self._follow(self._reader)
+                await self._lead(writer)
+            except StaleReader:
+                continue
+            except StoreError:
+                await asyncio.sleep(0.2)
+                continue
+
+    async def _insist_open(self) -> bytes:
+        """J14, until the store answers: a service that starts while its store is away waits for it."""
+        while True:
+            try:
+                return await open_prefix(self._store, self._nonce)
+            except StoreError:
+                await asyncio.sleep(0.5)
+
+    async def _recover(self, reader: LogReader) -> None:
+        """J6: snapshot, then the log to its end."""
+        self.role = "recovering"
+        self._pushed.clear()
+        self._pushed_bytes = 0
+        body = await reader.restart()
+        self.state = QueueState()
+        if body is not None:
+            for self.state in queue_snapshot.restore(body):
+                await asyncio.sleep(0)
+        self._log_bytes = self._log_records = 0
+        del body
+        await self._read_on(reader)
+
+    async def _read_on(self, reader: LogReader) -> int:
+        """Read and apply until there is nothing more. Returns how many data records there were."""
+        count = 0
+        while (record := await reader.read_next()) is not None:
+            self._apply(record)
+            count += record.kind == "data"
+        return count
+
+    def _apply(self, record: Record) -> None:
+        self._log_bytes += len(record.encoded)
+        self._log_records += 1
+        if record.kind != "data":
+            return
+        self.state.log_time = record.log_time
+        for event in decode_events(record.body):
+            apply(self.state, event, record.log_time)
+
+    async def _follow(self, reader: LogReader) -> LogWriter:
+        """Standby. Returns when a claim has been won."""
+        loop = asyncio.get_running_loop()
+        self.role = "standby"
+        self._heard_at = polled_at = checked_at = loop.time()
+        at_start = True
+        while True:
+            if at_start and await self._nobody_leads():
+                self._suspect = True
+            at_start = False
+            silence = loop.time() - self._heard_at
+            if self._suspect or silence >= self._settings.takeover_silence_seconds:
+                await self._drop_snapshot()
+                suspected, self._suspect = self._suspect, False
+                self._take_pushed(reader)
+                if await self._read_on(reader) and not suspected:
+                    self._heard_at = loop.time()  # it commits; it only cannot reach me
+                    continue
+                writer = await claim(
+                    reader,
+                    nonce=self._nonce,
+                    log_time=self._wall(),
+                    random=self._random,
+                    stepdown_seconds=self._settings.stepdown_seconds,
+                )
+                if writer is not None:
+                    return writer
+                self._heard_at = loop.time()
+                await self._read_on(reader)
+            if not self._take_pushed(reader) or loop.time() - polled_at > STALE_CHECK_SECONDS:
+                await self._read_on(reader)
+                polled_at = loop.time()
+            if loop.time() - checked_at > STALE_CHECK_SECONDS:
+                await reader.check_stale()
+                checked_at = loop.time()
+            await self._maybe_snapshot(reader)
+            await self._wait_for_news()
+
+    async def _nobody_leads(self) -> bool:
+        try:
+            other = await self._peer.status()
+        except Unavailable:
+            return False  # not known: silence will tell
+        return other is None or other.role != "leader"
+
+    async def _wait_for_news(self) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self._news.wait()
+        except TimeoutError:
+            pass  # time to look at the silence, and at the store
+        self._news.clear()
+
+    def _take_pushed(self, reader: LogReader) -> bool:
+        """Apply what was pushed. False if something is missing that must be read from the store."""
+        complete = True
+        while self._pushed:
+            encoded = self._pushed.popleft()
+            self._pushed_bytes -= len(encoded)
+            record = reader.accept_pushed(encoded)
+            if record is not None:
+                self._apply(record)
+                complete = True
+            else:
+                complete = False
+        return complete
+
+    # --- snapshots ---
+
+    async def _maybe_snapshot(self, reader: LogReader) -> None:
+        due = (
+            self._log_bytes >= self._settings.snapshot_log_bytes
+            or self._log_records >= self._settings.snapshot_records
+        )
+        if not due or (self._snapshot is not None and not self._snapshot.done()):
+            return
+        if self._snapshot is not None:
+            self._snapshot.result()  # a failed one is a defect, or a store that is not fit
+        mark = reader.mark
+        self._log_bytes = self._log_records = 0
+        pieces: list[bytes] = []
+        for part in queue_snapshot.parts(self.state):
+            pieces.append(part)
+            await asyncio.sleep(0)
+            if self._suspect:
+                return
+        body = b"".join(pieces)
+        self._snapshot = asyncio.create_task(self._write_snapshot(reader, mark, body), name="snapshot")
+
+    async def _write_snapshot(self, reader: LogReader, mark: Mark, body: bytes) -> None:
+        try:
+            await write_snapshot(self._store, reader.cluster_id, mark, body)
+            await prune(self._store, reader.cluster_id)
+        except StoreError:
+            pass  # the next one will cover more; the log is kept until one is written
+
+    async def _drop_snapshot(self) -> None:
+        if self._snapshot is not None and not self._snapshot.done():
+            self._snapshot.cancel()
+            await asyncio.wait([self._snapshot])
+        self._snapshot = None
+
+    # --- leading ---
+
+    async def _lead(self, writer: LogWriter) -> None:
+        self.leader = Leader(
+            name=self.name,
+            state=self.state,
+            writer=writer,
+            store=self._store,
+            settings=self._settings,
+            peer=self._peer,
+            wall=self._wall,
+        )
+        self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
+        self.role = "leader"
+        self.leader.begin(self._scaler.run(), "scaler")
+        try:
+            await self.leader.run()
+        except (StaleReader, StoreError) as error:
+            raise Fatal(f"a leader cannot go back to following: {error}") from error
+        finally:
+            self.role = "recovering"
+            self.leader = None
+
+    # --- calls ---
+
+    def _not_leader(self) -> bytes:
+        return encode(NotLeader(self._peer.name if self.role == "standby" else None))
+
+    async def handle_flight(self, data: bytes) -> bytes:
+        """A replica's flight: encoded FlightReply, or NotLeader."""
+        leader = self.leader
+        if leader is None:
+            return self._not_leader()
+        flight = _flight_decoder.decode(data)
+        return encode(c.FlightReply(await leader.flight(flight.requests)))
+
+    async def report_and_ask(self, data: bytes) -> bytes:
+        """A worker's report: encoded WorkerOrders, or NotLeader."""
+        leader = self.leader
+        if leader is None:
+            return self._not_leader()
+        return encode(await leader.report(_report_decoder.decode(data)))
+
+    async def wait_feed(self, after: int, wait_seconds: float) -> bytes:
+        """Long poll of the completion feed: encoded FeedPage, or NotLeader."""
+        leader = self.leader
+        if leader is None:
+            return self._not_leader()
+        return encode(await leader.wait_feed(after, wait_seconds))
+
+    async def follow(self, records: list[bytes]) -> int:
+        """The leader's push; an empty one is its sign of life. Returns the records applied so far."""
+        if self.leader is not None:
+            raise Unavailable("I lead")
+        self._heard_at = asyncio.get_running_loop().time()
+        for encoded in records:
+            if self._pushed_bytes + len(encoded) <= PUSHED_BYTES_MAX:
+                self._pushed.append(encoded)
+                self._pushed_bytes += len(encoded)
+        if records:
+            self._news.set()
+        return self._reader.mark.records if self._reader is not None else 0
+
+    def suspect_leader(self) -> None:
+        """The other manager's process has died."""
+        if self.role == "standby":
+            self._suspect = True
+            self._news.set()
+
+    def worker_gone(self, worker: str) -> None:
+        """A worker's process has died."""
+        leader = self.leader
+        if leader is not None:
+            leader.begin(leader.lose_worker(worker), f"loss of {worker}")
+            if self._scaler is not None:
+                self._scaler.look_now()
+
+    def status(self) -> bytes:
+        """This manager's ManagerStatus, encoded."""
+        leader = self.leader
+        mark = self._reader.mark if self._reader is not None else None
+        status = c.ManagerStatus(
+            self.name, self.role, self._pid, self._node, self.state.epoch, -1, 0, None, None
+        )
+        if mark is not None:
+            status.applied_n = mark.next_position.n - 1
+            status.applied_records = mark.records
+        status.counts = {state.value: count for state, count in self.state.totals().items()}
+        status.store_requests = dict(self._store.requests)
+        if leader is not None:
+            writer_mark = leader.commits.mark
+            status.applied_n = writer_mark.next_position.n - 1
+            status.applied_records = writer_mark.records
+            status.commit_age_seconds = asyncio.get_running_loop().time() - leader.commits.committed_at
+            status.commit_seconds = list(leader.commits.commit_seconds)
+            status.counters = dict(leader.counters)
+            status.problem = leader.healthy()
+            status.healthy = status.problem is None
+        return encode(status)

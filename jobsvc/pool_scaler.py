@@ -1,0 +1,141 @@
+"""Keeping each pool at the size that its work needs: start, retire, and notice who is missing.
+
+Once a second the leader compares what is wanted (`scaling.wanted_workers`) with what the fleet says is
+there. Too few: new workers are started, a few at a time. Too many: workers that were idle for `idle_seconds`
+are asked to leave, those on the node with the fewest workers first, so that whole nodes become free. A
+worker that the fleet does not know is lost, whoever started it; a worker that was asked to leave and does
+not is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from . import commands as c
+from .errors import Unavailable
+from .jobs import State
+from .leader import Leader
+from .scaling import wanted_workers
+from .settings import PoolSettings, Settings
+from .worker_registry import KnownWorker
+
+LOOK_SECONDS = 1.0
+STARTS_MAX = 8  # of one pool in one look
+MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
+
+
+class Fleet(Protocol):
+    """The workers' processes."""
+
+    async def start(self, pool: str, name: str) -> None: ...
+
+    async def end(self, name: str) -> None: ...
+
+    async def names(self) -> dict[str, str]:
+        """Name -> pool of every worker that exists or is being started. Raises Unavailable."""
+        ...
+
+
+class PoolScaler:
+    """One for each leadership."""
+
+    def __init__(self, leader: Leader, fleet: Fleet, settings: Settings) -> None:
+        self._leader = leader
+        self._fleet = fleet
+        self._settings = settings
+        self._started = 0
+        self._missing: dict[str, int] = {}
+        self._look_now = asyncio.Event()
+
+    def look_now(self) -> None:
+        """Something has changed: do not wait for the second to end."""
+        self._look_now.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except Unavailable:
+                pass  # level-triggered: the next look sees the same
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._look_now.wait()
+            except TimeoutError:
+                pass
+            self._look_now.clear()
+
+    async def _look(self) -> None:
+        names = await self._fleet.names()
+        self._notice_missing(names)
+        for pool, pool_settings in self._settings.pools.items():
+            await self._level(pool, pool_settings, [name for name, its in names.items() if its == pool])
+
+    def _notice_missing(self, names: dict[str, str]) -> None:
+        leader = self._leader
+        missing = [name for name in leader.registry.workers if name not in names]
+        missing += [
+            name for name in leader.state.leases if name not in names and name not in leader.registry.workers
+        ]
+        self._missing = {name: self._missing.get(name, 0) + 1 for name in missing}
+        for name, looks in self._missing.items():
+            if looks == MISSING_LOOKS:
+                leader.begin(leader.lose_worker(name), f"loss of {name}")
+
+    async def _level(self, pool: str, pool_settings: PoolSettings, names: list[str]) -> None:
+        leader = self._leader
+        workers = leader.registry.workers
+        staying = [name for name in names if not (name in workers and workers[name].retiring)]
+        measured = leader.job_seconds.get(pool)
+        queued, running = self._load(pool)
+        wanted = wanted_workers(
+            pool_settings,
+            queued=queued,
+            running=running,
+            job_seconds=measured.seconds if measured is not None else None,
+        )
+        starting = [name for name in staying if name not in workers or not workers[name].reported]
+        waiting = f"{len(starting)} workers to start" if starting else None
+        leader.pool_views[pool] = c.PoolView(
+            pool, wanted, len(staying), pool_settings.min_workers, pool_settings.max_workers, waiting
+        )
+        for _ in range(min(wanted - len(staying), STARTS_MAX)):
+            self._started += 1
+            await self._fleet.start(pool, f"worker-{pool}-{leader.state.epoch}.{self._started}")
+        if len(staying) > wanted:
+            self._retire_idle(
+                pool_settings, [workers[n] for n in staying if n in workers], len(staying) - wanted
+            )
+        await self._end_stuck(pool_settings, [workers[n] for n in names if n in workers])
+
+    def _load(self, pool: str) -> tuple[int, int]:
+        """Queued jobs of a pool (paused queues do not count), and running ones."""
+        state = self._leader.state
+        queues = {lane.queue for lane in state.ready_lanes(pool)}
+        queued = sum(state.counts[queue][State.QUEUED] for queue in queues)
+        workers = self._leader.registry.workers
+        running = sum(
+            len(held) for name, held in state.leases.items() if name in workers and workers[name].pool == pool
+        )
+        return queued, running
+
+    def _retire_idle(self, pool: PoolSettings, workers: list[KnownWorker], excess: int) -> None:
+        now = asyncio.get_running_loop().time()
+        on_node: dict[str, int] = {}
+        for worker in workers:
+            on_node[worker.node] = on_node.get(worker.node, 0) + 1
+        idle = [
+            worker
+            for worker in workers
+            if worker.idle_since is not None and now - worker.idle_since >= pool.idle_seconds
+        ]
+        idle.sort(key=lambda worker: (on_node[worker.node], worker.node, worker.name))
+        for worker in idle[:excess]:
+            worker.retiring = True
+            worker.wake()
+
+    async def _end_stuck(self, pool: PoolSettings, workers: list[KnownWorker]) -> None:
+        now = asyncio.get_running_loop().time()
+        for worker in workers:
+            if worker.retiring and now - worker.seen_at > self._settings.lease_seconds:
+                await self._fleet.end(worker.name)

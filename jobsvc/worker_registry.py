@@ -1,0 +1,103 @@
+"""Workers as the leader sees them: volatile, rebuilt from their reports after every takeover.
+
+Nothing here decides about safety. What a worker may do is its leases, and those are in the journal; this
+is only who spoke when, who waits for work, and who should leave. Times are the event loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from .jobs import WorkerReport
+
+
+class KnownWorker:
+    """One worker. `waiting` is its long poll, if it has one open."""
+
+    def __init__(self, name: str, pool: str, now: float) -> None:
+        self.name = name
+        self.pool = pool
+        self.session = ""
+        self.node = ""
+        self.pid = 0
+        self.seen_at = now
+        self.idle_since: float | None = now
+        self.running: tuple[bytes, int] | None = None
+        self.current: str | None = None
+        self.reported = False  # to this leader
+        self.leaving = False
+        self.retiring = False
+        self.being_lost = False
+        self.can_take = 0
+        self.waiting: asyncio.Future[None] | None = None
+
+    def note(self, report: WorkerReport, now: float) -> None:
+        """Take over what a report says."""
+        self.pool = report.pool
+        self.session = report.session
+        self.node = report.node
+        self.pid = report.pid
+        self.seen_at = now
+        self.reported = True
+        self.leaving = report.leaving
+        self.current = report.current
+        self.can_take = report.can_take
+        self.running = report.holding[0] if report.busy and report.holding else None
+        if report.holding:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = now
+
+    def wake(self) -> None:
+        """End the long poll, if there is one."""
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
+
+    def state(self, now: float, silent_after_seconds: float) -> str:
+        if not self.reported:
+            return "starting"
+        if now - self.seen_at > silent_after_seconds:
+            return "silent"
+        if self.leaving or self.retiring:
+            return "leaving"
+        return "busy" if self.idle_since is None else "idle"
+
+
+class WorkerRegistry:
+    """All workers that this leader has heard of or that hold leases."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, KnownWorker] = {}
+
+    def known(self, name: str, pool: str, now: float) -> KnownWorker:
+        worker = self.workers.get(name)
+        if worker is None:
+            worker = self.workers[name] = KnownWorker(name, pool, now)
+        return worker
+
+    def forget(self, name: str) -> None:
+        worker = self.workers.pop(name, None)
+        if worker is not None:
+            worker.wake()
+
+    def waiting(self, pool: str) -> list[KnownWorker]:
+        """Workers of a pool that hold a long poll open and can take jobs, longest idle first."""
+        found = [
+            worker
+            for worker in self.workers.values()
+            if worker.pool == pool
+            and worker.waiting is not None
+            and not worker.waiting.done()
+            and worker.can_take > 0
+            and not worker.retiring
+            and not worker.leaving
+        ]
+        found.sort(key=lambda worker: worker.seen_at)
+        return found
+
+    def silent(self, now: float, lease_seconds: float) -> list[KnownWorker]:
+        return [
+            worker
+            for worker in self.workers.values()
+            if now - worker.seen_at > lease_seconds and not worker.being_lost
+        ]
