@@ -210,7 +210,7 @@ class Grant(msgspec.Struct, gc=False, array_like=True):
     payload: bytes | BlobRef
 
 
-class WorkerOrders(msgspec.Struct, array_like=True):
+class WorkerOrders(msgspec.Struct, array_like=True, tag="orders"):
     """The leader's answer. When it arrives, every `finished` of the report is settled for good."""
 
     grants: list[Grant] = []
