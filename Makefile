@@ -1,0 +1,46 @@
+# Each target does its own set-up. `make` alone prints this list.
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+export RAY_USAGE_STATS_ENABLED := 0
+
+help:  ## print this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/ready  ## make .venv with the locked dependencies
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) 2>/dev/null || { \
+		echo "this Python has no venv module; installing it"; \
+		SUDO=$$(test $$(id -u) = 0 || echo sudo); \
+		$$SUDO apt-get update -q && $$SUDO apt-get install -q -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: setup  ## a service on this machine, real work, its leader killed half way: nothing is lost
+	$(BIN)/jobsvc demo
+
+test: setup lint  ## everything that CI runs: unit, simulation, cluster, chaos
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos"
+	$(BIN)/python -m pytest -q -x tests/cluster
+
+test-fast: setup  ## unit tests and house rules
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/test_house_rules.py
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check jobsvc tests benchmarks
+	$(BIN)/ruff format --check jobsvc tests benchmarks
+	$(BIN)/mypy
+
+bench: setup  ## the figures of the README, on this machine (about ten minutes)
+	$(BIN)/python -m benchmarks
+
+lock:  ## resolve requirements.lock again (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
+		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
+
+.PHONY: help setup demo test test-fast lint bench lock
