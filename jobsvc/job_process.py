@@ -1,0 +1,395 @@
+"""The job process: where tasks run. Started by a worker, and made to be killed.
+
+    python -m jobsvc.job_process PARENT_PID JOBS_FD RESULTS_FD CONTROL_FD BOARD_FD
+
+It leads a session of its own, so that one signal reaches the job and what it started. It dies with its
+worker, in two ways: the kernel kills it (PR_SET_PDEATHSIG), and a guard, forked before anything
+else, sees the control pipe close and kills the whole process group. The guard is a process because a thread would wait
+for a task that holds the interpreter's lock.
+
+The loop: read a frame of jobs, run one after the other, write each result at once (`job_frames` says why).
+Between two jobs it puts back what a task may have bent: stdout and stderr, the SIGTERM handler, leftovers
+on the event loop. A task sees SIGTERM as `JobKilled`, so that its `finally` blocks run; one that takes no notice
+is killed when the grace is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import fcntl
+import io
+import os
+import pickle
+import signal
+import sys
+import termios
+import time
+import traceback
+from collections.abc import Callable
+from types import CoroutineType, FrameType
+from typing import Any, TextIO
+
+import msgspec
+from setproctitle import setproctitle
+
+from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Setup, frame, mark
+from .jobs import ErrorInfo, id_text
+from .tasks import Registry, TasksNotLoaded, builtin_registry
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_STDOUT, _STDERR = 1, 2
+_KILLED_EXIT_CODE = 128 + signal.SIGTERM
+_OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
+_TITLE_IDLE = "jobsvc job (idle)"
+
+
+class JobKilled(SystemExit):
+    """The worker has asked this job to end: it was cancelled, or its time is over.
+
+    A SystemExit, because that is what event loops let through.
+    """
+
+
+class _NotStorable(Exception):
+    """What the task returned cannot be a result."""
+
+
+class _Arguments(msgspec.Struct):
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+_decode_arguments = msgspec.json.Decoder(_Arguments).decode
+_decode_kwargs = msgspec.json.Decoder(dict[str, Any]).decode
+_encode_json = msgspec.json.Encoder().encode
+
+
+def read_arguments(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and named arguments of a payload, except for `pickle`."""
+    if content == "json":
+        if not payload:
+            return [], {}
+        arguments = _decode_arguments(payload)
+        return arguments.args, arguments.kwargs
+    if content == "raw":
+        line, _, body = payload.partition(b"\n")
+        return [body], _decode_kwargs(line) if line.strip() else {}
+    raise ValueError(f"payloads of content {content!r} are not known here")
+
+
+def write_result(value: Any, bytes_max: int) -> tuple[str, bytes]:
+    """Content and bytes of what a task returned."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        content, data = "raw", bytes(value)
+    else:
+        try:
+            content, data = "json", _encode_json(value)
+        except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
+            kind = type(value)
+            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            raise _NotStorable(
+                f"the task returned something that cannot be stored as JSON: {name} ({error})"
+            ) from error
+    if len(data) > bytes_max:
+        raise _NotStorable(f"the result has {len(data)} bytes, more than the {bytes_max} that are allowed")
+    return content, data
+
+
+class JobProcess:
+    """The loop, and what it restores between jobs."""
+
+    def __init__(self, jobs_fd: int, results_fd: int, board: Board) -> None:
+        self._jobs = open(jobs_fd, "rb", buffering=1 << 16)  # noqa: SIM115  open for life
+        self._results_fd = results_fd
+        self._board = board
+        self._pid = os.getpid()
+        self._output_fd = os.dup(_STDOUT)  # stays ours whatever a task does to 1 and 2
+        self._waiting = bytearray(4)
+        self._reads = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._in_job = False
+        self._stdout, self._stderr = _open_text(_STDOUT), _open_text(_STDERR)
+        self._not_loaded: list[str] = []
+        self._registry = Registry()
+        os.register_at_fork(after_in_child=self._forget_pipes)
+
+    # --- life ---
+
+    def run(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_term)
+        setup = msgspec.msgpack.decode(self._read_frame() or b"", type=Setup)
+        sys.path[:] = setup.sys_path
+        self._setup = setup
+        self._load(setup)
+        self._restore()
+        self._end_output(READY)
+        self._write(EndFrame(READY, 0.0, 0.0, 0.0, True))
+        decode = msgspec.msgpack.Decoder(list[JobFrame]).decode
+        setproctitle(_TITLE_IDLE)
+        while (body := self._read_frame()) is not None:
+            for job in decode(body):
+                self._run_job(job)
+            self._board.clear()
+            setproctitle(_TITLE_IDLE)
+
+    def _load(self, setup: Setup) -> None:
+        """One module that fails must not take the tasks of the others along."""
+        self._registry = builtin_registry(setup.allow_shell)
+        for module in setup.tasks:
+            try:
+                self._registry.add_module(module)
+            except TasksNotLoaded as error:
+                traceback.print_exc()
+                self._not_loaded.append(error.detail)
+
+    def _read_frame(self) -> bytes | None:
+        head = self._jobs.read(LENGTH.size)
+        if len(head) < LENGTH.size:
+            return None  # the worker has closed the pipe: nothing more to do
+        (length,) = LENGTH.unpack(head)
+        body = self._jobs.read(length)
+        return body if len(body) == length else None
+
+    def _write(self, end: EndFrame) -> None:
+        data = memoryview(frame(end))
+        while data:
+            data = data[os.write(self._results_fd, data) :]
+
+    def _on_term(self, number: int, at: FrameType | None) -> None:
+        if os.getpid() == self._pid and self._in_job:
+            raise JobKilled
+        os._exit(_KILLED_EXIT_CODE)
+
+    def _forget_pipes(self) -> None:
+        """In a process that a task forked: it must not be able to take jobs or to write results."""
+        for fd in (self._jobs.fileno(), self._results_fd):
+            os.close(fd)
+
+    # --- one job ---
+
+    def _run_job(self, job: JobFrame) -> None:
+        board = self._board
+        board.begin(job.number, time.monotonic())
+        self._waiting_bytes()  # a system call that locks: see job_frames about the board
+        if job.number < board.recall_below:
+            board.clear()
+            return
+        setproctitle(f"jobsvc job {job.task} {id_text(job.job_id)}")
+        started_at = time.time()
+        started = time.perf_counter()
+        content, data, error = self._outcome(job)
+        seconds = time.perf_counter() - started
+        if os.getpid() != self._pid:
+            os._exit(0)  # the task forked and the other half came back here
+        self._restore()
+        marked = self._end_output(job.number)
+        self._write(
+            EndFrame(job.number, started_at, started_at + seconds, seconds, marked, content, data, error)
+        )
+
+    def _outcome(self, job: JobFrame) -> tuple[str, bytes, ErrorInfo | None]:
+        try:
+            self._in_job = True
+            try:
+                value = self._call(job)
+                content, data = write_result(value, self._setup.result_bytes_max)
+            finally:
+                self._in_job = False
+            return content, data, None
+        except JobKilled:
+            self._leave_killed()
+        except _NotStorable as error:
+            return "json", b"", self._cut(ErrorInfo("ResultNotStorable", str(error)))
+        except BaseException as error:  # SystemExit and KeyboardInterrupt end the job, not the process
+            return "json", b"", self._error_info(error)
+        raise AssertionError("not reached")
+
+    def _call(self, job: JobFrame) -> Any:
+        function, args, kwargs = self._resolve(job)
+        value = function(*args, **kwargs)
+        return self._await(value) if type(value) is CoroutineType else value
+
+    def _resolve(self, job: JobFrame) -> tuple[Callable[..., Any], Any, Any]:
+        if job.content == "pickle":
+            if not self._setup.allow_code:
+                raise PermissionError("functions sent by value are not allowed here (allow_code)")
+            function, args, kwargs = pickle.loads(job.payload)
+            return function, args, kwargs
+        definition = self._registry.get(job.task)
+        if definition is None:
+            raise LookupError("; ".join([f"no task is named {job.task!r} here", *self._not_loaded]))
+        if definition.refused is not None:
+            raise PermissionError(definition.refused)
+        args, kwargs = read_arguments(job.content, job.payload)
+        return definition.function, args, kwargs
+
+    def _await(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
+        """Run it on one loop that is kept, so that clients which a task keeps open go on working."""
+        if self._loop is None or self._loop.is_closed():
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        loop = self._loop
+        try:
+            return loop.run_until_complete(coroutine)
+        finally:
+            left = asyncio.all_tasks(loop)
+            if left and not loop.is_running():
+                for each in left:
+                    each.cancel()
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+
+    def _leave_killed(self) -> None:
+        try:
+            self._restore()
+        finally:
+            os._exit(_KILLED_EXIT_CODE)
+
+    # --- output ---
+
+    def _restore(self) -> None:
+        """Put stdout, stderr and the SIGTERM handler back, and bring out what is still in buffers."""
+        os.dup2(self._output_fd, _STDOUT)
+        os.dup2(self._output_fd, _STDERR)
+        if sys.stdout is not self._stdout or self._stdout.closed:
+            _flush(sys.stdout)
+            if self._stdout.closed:
+                self._stdout = _open_text(_STDOUT)
+            sys.stdout = self._stdout
+        if sys.stderr is not self._stderr or self._stderr.closed:
+            _flush(sys.stderr)
+            if self._stderr.closed:
+                self._stderr = _open_text(_STDERR)
+            sys.stderr = self._stderr
+        self._stdout.flush()
+        self._stderr.flush()
+        if signal.getsignal(signal.SIGTERM) != self._on_term:
+            signal.signal(signal.SIGTERM, self._on_term)
+
+    def _waiting_bytes(self) -> int:
+        fcntl.ioctl(self._output_fd, termios.FIONREAD, self._waiting)
+        return int.from_bytes(self._waiting, sys.byteorder)
+
+    def _end_output(self, number: int) -> bool:
+        """Write the job's mark if there may be output of it."""
+        waiting = self._waiting_bytes()
+        reads = self._board.reads
+        if waiting == 0 and reads == self._reads and number != READY:
+            return False
+        self._reads = reads
+        os.write(self._output_fd, mark(self._setup.mark_token, number))
+        return True
+
+    # --- errors ---
+
+    def _error_info(self, error: BaseException) -> ErrorInfo:
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        own_frames = error.__traceback__
+        while own_frames is not None and own_frames.tb_frame.f_code.co_filename == __file__:
+            own_frames = own_frames.tb_next
+        try:
+            message = str(error)
+        except Exception as second:
+            message = f"(its text cannot be had: {type(second).__name__})"
+        try:
+            text = "".join(traceback.format_exception(kind, error, own_frames))
+        except Exception as second:
+            text = f"(its traceback cannot be had: {type(second).__name__})"
+        return self._cut(ErrorInfo(name, message, text))
+
+    def _cut(self, error: ErrorInfo) -> ErrorInfo:
+        bytes_max = self._setup.error_bytes_max
+        message = cut_text(error.message, bytes_max // 4)
+        room = max(bytes_max - len(message.encode()), 0)
+        return ErrorInfo(cut_text(error.type, 200), message, cut_text(error.traceback, room))
+
+
+def cut_text(text: str, bytes_max: int) -> str:
+    """The text as UTF-8 within the bound: head and tail are kept, the middle goes. Never fails."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= bytes_max:
+        return data.decode()
+    gap = b"\n... cut ...\n"
+    room = max(bytes_max - len(gap), 0)
+    head = data[: room // 3].decode("utf-8", "ignore")
+    tail = data[len(data) - (room - room // 3) :].decode("utf-8", "ignore")
+    return head + gap.decode() + tail
+
+
+def _open_text(fd: int) -> io.TextIOWrapper:
+    raw = open(fd, "wb", buffering=8192, closefd=False)  # noqa: SIM115  open for life
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _flush(stream: TextIO | None) -> None:
+    """A stream that a task left in place of ours may be in any condition; its text is all we want."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except Exception as error:
+        os.write(_STDERR, f"output of this job could not be flushed: {error}\n".encode())
+
+
+# --- start ----------------------------------------------------------------------------------------
+
+
+def _die_with(parent_pid: int, libc: ctypes.CDLL) -> None:
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)  # it died before the kernel was told
+
+
+def _start_guard(control_fd: int, other_fds: list[int], libc: ctypes.CDLL) -> None:
+    """Fork the guard: it kills this process group when the worker's end of the control pipe closes."""
+    group = os.getpid()
+    if os.fork() != 0:
+        os.close(control_fd)
+        return
+    try:
+        os.setpgid(0, 0)
+        for fd in other_fds:
+            os.close(fd)
+        libc.prctl(_PR_SET_NAME, b"jobsvc guard", 0, 0, 0)
+        while os.read(control_fd, 1):
+            pass
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # nobody was left
+    finally:
+        os._exit(0)
+
+
+def _expect_to_be_chosen() -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as score:
+            if int(score.read()) < _OOM_SCORE:
+                score.seek(0)
+                score.write(str(_OOM_SCORE))
+    except OSError:
+        pass  # not a right of this process here; the worker's own memory cap still holds
+
+
+def main(arguments: list[str]) -> None:
+    parent_pid, jobs_fd, results_fd, control_fd, board_fd = map(int, arguments)
+    libc = ctypes.CDLL(None)
+    _die_with(parent_pid, libc)
+    _start_guard(control_fd, [0, 1, 2, jobs_fd, results_fd, board_fd], libc)
+    for fd in (jobs_fd, results_fd):
+        os.set_inheritable(fd, False)
+    board = Board(board_fd)
+    os.close(board_fd)
+    _expect_to_be_chosen()
+    faulthandler.enable()
+    process = JobProcess(jobs_fd, results_fd, board)
+    sys.stdout, sys.stderr = process._stdout, process._stderr
+    try:
+        process.run()
+    except BrokenPipeError:
+        os._exit(1)  # the worker is gone; so is whoever would read what this process has to say
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,461 @@
+"""Runs a worker's jobs in a process that can be killed: the worker's side of `job_process`.
+
+A worker hands in jobs; they run one at a time, in order; each one's end comes back as an event, and then nothing of
+it runs any more. The runner keeps one job process and feeds it a bounded number of jobs ahead. Every way in
+which a job process can end is one path, `_bury`: what it had answered counts, the job that was running gets its
+outcome, what had not started goes to the next process.
+
+How a job ends                                         outcome     error
+    the task returns                                   SUCCEEDED   -
+    it raises, SystemExit and KeyboardInterrupt too    RAISED      the exception's type
+    its result cannot be stored                        RAISED      ResultNotStorable
+    it ran for timeout_seconds                         TIMED_OUT   TimedOut
+    the worker called `kill`                           as told     -
+    its processes outgrew job_memory_bytes_max         CRASHED     OutOfMemory
+    its process died of a signal                       CRASHED     ProcessKilled, with the signal's name
+    its process left, by os._exit for one              CRASHED     ProcessExited, with the exit code
+    no process for it could be started                 CRASHED     StartFailed
+
+Killing is TERM to everything, `kill_grace_seconds`, KILL to everything; the next job process starts up
+meanwhile, but gets no job before the last process of the old one is gone. A task that turns its TERM into
+another exception is still reported as killed; one that finishes in its grace has succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+
+from .job_child import JobChild
+from .job_frames import (
+    MARK_TOKEN_BYTES,
+    READY,
+    EndFrame,
+    JobEnded,
+    JobKey,
+    OutputChunk,
+    ReadyJob,
+    RunnerEvent,
+    RunningJob,
+    Setup,
+)
+from .jobs import ErrorInfo, Outcome
+from .process_tree import become_subreaper
+from .settings import DEFAULT_POOL, KIB, MIB, Settings
+
+SENT_JOBS_MAX = 256
+SENT_BYTES_MAX = 4 * MIB
+RESULTS_PAUSE_SECONDS = 0.002  # between two reads: results are taken by the handful
+OUTPUT_PAUSE_SECONDS = 0.01
+LOOK_SECONDS = 0.25  # between two looks at time, memory and output of a running job
+FIRST_CHUNK_SECONDS = 1.0
+CHUNK_SECONDS = 5.0
+CHUNK_BYTES = 64 * KIB
+START_SECONDS_MAX = 120.0
+STARTS_MAX = 3  # failed in a row, before the next job is told so
+START_PAUSE_SECONDS_MAX = 5.0
+_KILL_LOOK_SECONDS = 0.02
+_AFTER_KILL_SECONDS_MAX = 5.0
+_SECRET_VARIABLES = ("JOBSVC_TOKEN",)  # not for jobs
+
+
+class _Kill:
+    """A killing under way."""
+
+    def __init__(self, number: int, outcome: Outcome, error: ErrorInfo | None, grace_seconds: float) -> None:
+        self.number = number
+        self.outcome = outcome
+        self.error = error
+        self.grace_seconds = grace_seconds
+
+
+class ProcessRunner:
+    """The JobRunner of real workers. Its methods are for one event loop, which must outlive it."""
+
+    def __init__(self, settings: Settings, pool: str = DEFAULT_POOL) -> None:
+        self._settings = settings
+        self._memory_max = settings.pools[pool].job_memory_bytes_max
+        self._queue: deque[ReadyJob] = deque()
+        self._next_number = READY + 1
+        self._child: JobChild | None = None
+        self._dying: JobChild | None = None
+        self._kill: _Kill | None = None
+        self._burials: set[asyncio.Task[None]] = set()
+        self._events: list[RunnerEvent] = []
+        self._news = asyncio.Event()
+        self._work = asyncio.Event()
+        self._closed = False
+        self._failed_starts = 0
+        self._start_output = b""
+        self._chunk_due = 0.0
+        self._chunk_number = READY  # the job that chunk_due is about
+        self._look_task: asyncio.Task[None] | None = None
+
+    # --- what a worker calls ---
+
+    async def start(self) -> None:
+        become_subreaper()
+        self._child = self._started()
+        self._look_task = asyncio.create_task(self._look(), name="jobsvc look after the job")
+
+    def submit(self, jobs: Iterable[ReadyJob]) -> None:
+        self._queue.extend(jobs)
+        self._feed()
+
+    def withdraw(self, keys: set[JobKey]) -> set[JobKey]:
+        """Take back jobs that have not started. Returns those that will not start any more."""
+        if self._child is not None and any(job.key in keys for job in self._child.sent.values()):
+            self._recall(self._child)
+        taken = {job.key for job in self._queue if job.key in keys}
+        self._queue = deque(job for job in self._queue if job.key not in taken)
+        self._feed()
+        return taken
+
+    def kill(self, key: JobKey, outcome: Outcome) -> bool:
+        """End the job if it is the one that runs; its end will have this outcome. False: it does not run."""
+        number = self._running_number(key)
+        if number is None:
+            return False
+        return self._begin_kill(_Kill(number, outcome, None, self._settings.kill_grace_seconds))
+
+    @property
+    def current(self) -> RunningJob | None:
+        child = self._dying or self._child
+        running = child.current if child is not None else None
+        if child is None or running is None:
+            return None
+        job = child.sent[running[0]]
+        return RunningJob(job.job_id, job.attempt, job.task, running[1])
+
+    async def next_events(self) -> list[RunnerEvent]:
+        """What has happened since the last call; waits until something has."""
+        if not self._events:
+            self._news.clear()
+            await self._news.wait()
+        events, self._events = self._events, []
+        return events
+
+    async def close(self) -> None:
+        """Kill whatever runs. No event comes of it."""
+        self._closed = True
+        if self._look_task is not None:
+            self._look_task.cancel()
+        for child in filter(None, (self._child, self._dying)):
+            child.tree.signal_all(signal.SIGKILL)
+            if child is self._child:
+                await self._bury(child)
+        if self._burials:
+            await asyncio.wait(self._burials)
+
+    # --- starting, feeding, calling back ---
+
+    def _started(self) -> JobChild:
+        settings = self._settings
+        setup = Setup(
+            settings.tasks,
+            sys.path,
+            settings.allow_shell,
+            settings.allow_code,
+            settings.result_bytes_max,
+            settings.error_bytes_max,
+            secrets.token_bytes(MARK_TOKEN_BYTES),
+        )
+        environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
+        child = JobChild(setup, environment, secrets.token_hex(16), settings.log_bytes_max)
+        child.watch(
+            lambda: self._results_waiting(child),
+            lambda: self._output_waiting(child),
+            lambda: self._exited(child),
+        )
+        self._start_deadline = time.monotonic() + START_SECONDS_MAX
+        self._work.set()
+        return child
+
+    def _feed(self) -> None:
+        child = self._child
+        if child is None or self._dying is not None or not self._queue:
+            return
+        jobs = []
+        room = SENT_JOBS_MAX - len(child.sent)
+        room_bytes = SENT_BYTES_MAX - child.sent_bytes
+        while self._queue and room > 0 and room_bytes > 0:
+            job = self._queue.popleft()
+            jobs.append((self._next_number, job))
+            self._next_number += 1
+            room -= 1
+            room_bytes -= len(job.payload)
+        if jobs:
+            child.send(jobs)
+            self._work.set()
+
+    def _recall(self, child: JobChild) -> None:
+        """Bring back what was sent and has not started, to the front of the queue."""
+        child.recall(self._next_number)
+        running = child.board.current
+        self._take_results(child)
+        unstarted = [number for number in child.sent if number != running]
+        jobs = [job for number in unstarted if (job := child.settle(number)) is not None]
+        self._queue.extendleft(reversed(jobs))
+
+    def _running_number(self, key: JobKey) -> int | None:
+        """The job's number if it runs now; calls back what was sent behind it, so that it stays so."""
+        child = self._child
+        if child is None or self._dying is not None:
+            return None
+        if not any(job.key == key for job in child.sent.values()):
+            return None
+        self._recall(child)
+        running = child.current
+        if running is not None and child.sent[running[0]].key == key:
+            return running[0]
+        self._feed()
+        return None
+
+    # --- what the job process says ---
+
+    def _results_waiting(self, child: JobChild) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.results_fd)
+        self._take_results(child)
+        if not child.exited.is_set():
+            loop.call_later(RESULTS_PAUSE_SECONDS, self._watch_results, child)
+        self._feed()
+
+    def _watch_results(self, child: JobChild) -> None:
+        if not child.exited.is_set():
+            loop = asyncio.get_running_loop()
+            loop.add_reader(child.results_fd, self._results_waiting, child)
+
+    def _output_waiting(self, child: JobChild) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(child.output_fd)
+        child.read_output()
+        if not child.exited.is_set():
+            loop.call_later(OUTPUT_PAUSE_SECONDS, self._watch_output, child)
+
+    def _watch_output(self, child: JobChild) -> None:
+        if not child.exited.is_set():
+            loop = asyncio.get_running_loop()
+            loop.add_reader(child.output_fd, self._output_waiting, child)
+
+    def _take_results(self, child: JobChild) -> None:
+        ends = child.read_results()
+        if any(end.marked for end in ends):
+            child.read_output(everything=True)
+        for end in ends:
+            output = child.outputs.pop(end.number, b"")
+            if end.number == READY:
+                child.ready = True
+                self._failed_starts = 0
+                self._start_output = output
+            elif (job := child.settle(end.number)) is not None:
+                self._say_ended(job, end, output)
+        if child.outputs and not child.sent:
+            child.outputs.clear()  # nobody is left to claim them
+
+    def _say_ended(self, job: ReadyJob, end: EndFrame, output: bytes) -> None:
+        outcome = Outcome.SUCCEEDED if end.error is None else Outcome.RAISED
+        error = end.error
+        kill = self._kill
+        if kill is not None and kill.number == end.number and outcome is Outcome.RAISED:
+            outcome, error = kill.outcome, kill.error
+        if output:
+            self._events.append(OutputChunk(job.job_id, job.attempt, output))
+        self._events.append(
+            JobEnded(
+                job.job_id,
+                job.attempt,
+                outcome,
+                end.started_at,
+                end.ended_at,
+                end.seconds,
+                end.content,
+                end.data,
+                error,
+            )
+        )
+        self._news.set()
+
+    # --- looking after the running job ---
+
+    async def _look(self) -> None:
+        while True:
+            await self._work.wait()
+            child = self._child
+            if child is not None and not child.ready and time.monotonic() > self._start_deadline:
+                child.tree.signal_all(signal.SIGKILL)
+                os.kill(child.pid, signal.SIGKILL)
+            wait = LOOK_SECONDS
+            if child is not None and child.sent and self._dying is None:
+                wait = self._look_at(child)
+            elif child is None or child.ready:
+                self._work.clear()
+                continue
+            await asyncio.sleep(wait)
+
+    def _look_at(self, child: JobChild) -> float:
+        """Returns the seconds until the next look."""
+        running = child.current
+        if running is None:
+            return LOOK_SECONDS / 5
+        number, started = running
+        job = child.sent[number]
+        seconds = time.monotonic() - started
+        if job.timeout_seconds is not None and seconds >= job.timeout_seconds:
+            error = ErrorInfo("TimedOut", f"the job ran for more than {job.timeout_seconds:g} s")
+            grace = self._settings.kill_grace_seconds
+            self._kill_number(_Kill(number, Outcome.TIMED_OUT, error, grace))
+            return LOOK_SECONDS
+        if self._memory_max is not None and (used := child.tree.resident_bytes()) > self._memory_max:
+            error = ErrorInfo(
+                "OutOfMemory",
+                f"the job's processes used {used} bytes of memory, more than the {self._memory_max} allowed",
+            )
+            self._kill_number(_Kill(number, Outcome.CRASHED, error, 0.0))
+            return LOOK_SECONDS
+        self._look_at_output(child, number, job, seconds)
+        left = [each.timeout_seconds for each in child.sent.values() if each.timeout_seconds is not None]
+        wait = min([LOOK_SECONDS, *(seconds / 2 for seconds in left)])
+        if job.timeout_seconds is not None:
+            wait = min(wait, job.timeout_seconds - seconds)
+        return max(wait, 0.005)
+
+    def _look_at_output(self, child: JobChild, number: int, job: ReadyJob, seconds: float) -> None:
+        """Hand on what a longer job has written so far."""
+        if self._chunk_number != number:
+            self._chunk_number = number
+            self._chunk_due = FIRST_CHUNK_SECONDS
+        if seconds < FIRST_CHUNK_SECONDS:
+            return
+        child.read_output()  # after `number` was seen to run: what follows the last mark is its own
+        waiting = child.keeper.waiting_bytes
+        if number in child.outputs or waiting == 0:
+            return
+        if seconds >= self._chunk_due or waiting >= CHUNK_BYTES:
+            self._chunk_due = seconds + CHUNK_SECONDS
+            self._events.append(OutputChunk(job.job_id, job.attempt, child.keeper.take()))
+            self._news.set()
+
+    # --- killing and burying ---
+
+    def _kill_number(self, kill: _Kill) -> None:
+        child = self._child
+        if child is None or kill.number not in child.sent:
+            return
+        if self._running_number(child.sent[kill.number].key) == kill.number:
+            self._begin_kill(kill)
+
+    def _begin_kill(self, kill: _Kill) -> bool:
+        child = self._child
+        assert child is not None
+        if child.exited.is_set():
+            return False  # it has died by itself; its burial says how
+        self._kill = kill
+        self._dying = child
+        self._child = self._started()
+        self._keep(asyncio.create_task(self._kill_and_bury(child, kill), name="jobsvc kill a job"))
+        return True
+
+    async def _kill_and_bury(self, child: JobChild, kill: _Kill) -> None:
+        loop = asyncio.get_running_loop()
+        if kill.grace_seconds > 0:
+            child.tree.signal_all(signal.SIGTERM)
+            deadline = loop.time() + kill.grace_seconds
+            while loop.time() < deadline and kill.number in child.sent:
+                if child.exited.is_set() and not child.tree.living_members():
+                    break
+                await asyncio.sleep(_KILL_LOOK_SECONDS)
+        await self._bury(child)
+
+    def _exited(self, child: JobChild) -> None:
+        asyncio.get_running_loop().remove_reader(child.pid_fd)
+        child.exited.set()
+        if child is not self._dying and not self._closed:
+            self._keep(asyncio.create_task(self._bury(child), name="jobsvc bury a job process"))
+
+    async def _bury(self, child: JobChild) -> None:
+        """Make sure that nothing of it runs any more, settle its jobs, go on with the next process."""
+        child.tree.signal_all(signal.SIGKILL)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _AFTER_KILL_SECONDS_MAX
+        while not child.exited.is_set() or (child.tree.living_members() and loop.time() < deadline):
+            if not child.exited.is_set():
+                await child.exited.wait()
+            else:
+                await asyncio.sleep(_KILL_LOOK_SECONDS)
+                child.tree.signal_all(signal.SIGKILL)
+        victim = child.board.current
+        self._take_results(child)
+        output = child.rest_of_output()
+        started = child.board.started
+        exit_code = child.close()
+        if self._closed:
+            return
+        self._settle(child, victim, started, output, exit_code)
+        if child is self._dying:
+            self._dying = self._kill = None
+        else:
+            self._child = None
+            await self._replace(child)
+        self._feed()
+
+    def _settle(self, child: JobChild, victim: int, started: float, output: bytes, exit_code: int) -> None:
+        if not child.ready:
+            self._failed_starts += 1
+            self._start_output = output
+        elif (job := child.settle(victim)) is not None:
+            seconds = time.monotonic() - started
+            kill = self._kill if child is self._dying else None
+            by_kill = kill is not None and kill.number == victim
+            outcome, error = (
+                (kill.outcome, kill.error)
+                if kill is not None and by_kill
+                else (Outcome.CRASHED, crash_error(exit_code))
+            )
+            self._say_dead(job, outcome, error, seconds, output)
+        self._queue.extendleft(reversed(child.sent.values()))
+        child.sent.clear()
+
+    def _say_dead(
+        self, job: ReadyJob, outcome: Outcome, error: ErrorInfo | None, seconds: float, output: bytes = b""
+    ) -> None:
+        ended_at = time.time()
+        if output:
+            self._events.append(OutputChunk(job.job_id, job.attempt, output))
+        self._events.append(
+            JobEnded(job.job_id, job.attempt, outcome, ended_at - seconds, ended_at, seconds, error=error)
+        )
+        self._news.set()
+
+    async def _replace(self, dead: JobChild) -> None:
+        if not dead.ready:
+            if self._failed_starts >= STARTS_MAX and self._queue:
+                output = self._start_output[-4 * KIB :].decode("utf-8", "replace")
+                error = ErrorInfo("StartFailed", "the job's process could not be started", output)
+                self._say_dead(self._queue.popleft(), Outcome.CRASHED, error, 0.0)
+            await asyncio.sleep(min(0.05 * 2**self._failed_starts, START_PAUSE_SECONDS_MAX))
+        if not self._closed:
+            self._child = self._started()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._burials.add(task)
+        task.add_done_callback(self._burials.discard)
+
+
+def crash_error(exit_code: int) -> ErrorInfo:
+    """What is to be said of a job whose process ended with this code (minus the signal, if one ended it)."""
+    if exit_code >= 0:
+        message = f"the job's process left with exit code {exit_code} before the task returned"
+        return ErrorInfo("ProcessExited", message, exit_code=exit_code)
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    why = " (from outside, or because memory ran out)" if name == "SIGKILL" else ""
+    return ErrorInfo("ProcessKilled", f"the job's process was killed by {name}{why}", signal=name)

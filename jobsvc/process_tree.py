@@ -1,0 +1,129 @@
+"""The processes that a job started: finding them, weighing them, ending them.
+
+A job's processes are the job process, all its descendants, and those that left the tree: the worker is their
+subreaper, so an orphan becomes its child, and is known by its session or by the token that the job process
+got in its environment and handed on. A process that has changed its session, cleared its environment and left its parent
+cannot be told from one that was never ours.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+import psutil
+
+TOKEN_VARIABLE = "JOBSVC_JOB_PROCESS"
+_PR_SET_CHILD_SUBREAPER = 36
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def become_subreaper() -> None:
+    """Orphans among this process's descendants become its children instead of init's."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "this process cannot become a subreaper")
+
+
+def children_of(pid: int) -> list[int]:
+    """Direct children, from /proc where the kernel lists them there."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    except FileNotFoundError:
+        if os.path.exists("/proc/self/task") and os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+            return found  # the process is gone
+        try:
+            return [each.pid for each in psutil.Process(pid).children()]
+        except psutil.NoSuchProcess:
+            return found
+    except ProcessLookupError:
+        pass
+    return found
+
+
+def descendants_of(pid: int) -> list[int]:
+    found: list[int] = []
+    waiting = children_of(pid)
+    while waiting:
+        each = waiting.pop()
+        found.append(each)
+        waiting += children_of(each)
+    return found
+
+
+class ProcessTree:
+    """All processes of one job process. `token` is the value of `TOKEN_VARIABLE` that it was given."""
+
+    def __init__(self, pid: int, token: str) -> None:
+        self._pid = pid
+        self._token = f"{TOKEN_VARIABLE}={token}".encode()
+
+    def members(self) -> list[int]:
+        """The job process's descendants and its strays, without the job process itself."""
+        found = descendants_of(self._pid)
+        for each in self._strays():
+            found.append(each)
+            found += descendants_of(each)
+        return found
+
+    def resident_bytes(self) -> int:
+        return sum(map(_resident_bytes, [self._pid, *self.members()]))
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """To the whole group at once, then to each one that may have left it."""
+        try:
+            os.killpg(self._pid, number)
+        except ProcessLookupError:
+            pass  # the group is empty
+        for each in self.members():
+            try:
+                if os.getpgid(each) != self._pid:
+                    os.kill(each, number)
+            except ProcessLookupError:
+                continue  # it has ended meanwhile
+
+    def living_members(self) -> list[int]:
+        """Members that still run. Ended ones that are this process's to bury are buried."""
+        living = []
+        for each in self.members():
+            if _is_zombie(each):
+                _bury(each)
+            else:
+                living.append(each)
+        return living
+
+    def _strays(self) -> list[int]:
+        return [each for each in children_of(os.getpid()) if each != self._pid and self._is_ours(each)]
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            if os.getsid(pid) == self._pid:
+                return True
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False  # it has ended, or it belongs to someone else
+        return self._token in environment.split(b"\0")
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0  # it has ended
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):
+        return True
+
+
+def _bury(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # not this process's child: its own parent will
