@@ -93,7 +93,7 @@ class DirectoryObjectStore:
             _sync_folder(self._root)  # an earlier process may have died between making and syncing
             _remove_dead_sessions(self._root / "temporary")
             self._session = _Session(self._root / "temporary")
-            self._folders = _Folders(self._root / "objects")
+            self._folders = _Folders(self._root / "objects", self._sync)
         except OSError as error:
             raise StoreUnfit(f"{self._root} cannot be used as a store: {error}") from error
 
@@ -238,8 +238,9 @@ class _Folder:
 class _Folders:
     """The folders below `objects/` that were used last, each with a path that is known to be on disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sync: Callable[[_Folder], None]) -> None:
         self.path = path
+        self._sync = sync
         self._top = _Folder(str(path), None)
         self._open: OrderedDict[str, _Folder] = OrderedDict()
         self._lock = threading.Lock()
@@ -260,7 +261,7 @@ class _Folders:
         except FileNotFoundError:
             self.forget(parent_name)
             raise
-        os.fsync(parent.descriptor)
+        self._sync(parent)
         with self._lock:
             self._open[folder] = opened
             if len(self._open) > OPEN_FOLDERS_MAX:

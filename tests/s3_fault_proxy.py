@@ -36,7 +36,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
-from .s3_server import end_process
+from .s3_server import REPOSITORY, end_process
 
 CONTROL_PATH = "/__fault__"
 MODES = frozenset(
@@ -220,7 +220,7 @@ class RunningProxy:
 def running_proxy(upstream_url: str) -> Iterator[RunningProxy]:
     """The proxy as a process of its own, ended by its pid."""
     command = [sys.executable, "-m", "tests.s3_fault_proxy", "--upstream", upstream_url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
     try:
         assert process.stdout is not None
         word, _, url = process.stdout.readline().strip().partition(" ")

@@ -20,10 +20,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jobsvc.settings import Settings
 
+REPOSITORY = Path(__file__).resolve().parent.parent  # where `python -m tests.…` works
 BUCKET = "jobsvc-tests"
 START_SECONDS = 40.0
 CREDENTIALS = {
@@ -133,6 +135,6 @@ def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log_path:
         except (urllib.error.URLError, OSError):
             ended = process.poll() is not None
             if ended or time.monotonic() > deadline:
-                log = open(log_path, errors="replace").read()[-2000:]
+                log = Path(log_path).read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"ministack {'ended' if ended else 'does not answer'}: {log}") from None
             time.sleep(0.05)

@@ -1,0 +1,45 @@
+"""A process that works on a store, for tests in which several do, or one is killed.
+
+    python -m tests.store_process race SETTINGS WORKER KEYS
+        put_new one key after another, all with this worker's name; prints each outcome
+    python -m tests.store_process puts SETTINGS PREFIX
+        put_new for ever; prints `PREFIX/n` once it is CREATED, and by that promises that it is there
+
+SETTINGS is the JSON of `encode_settings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+
+from jobsvc.object_store import PutOutcome
+from jobsvc.s3_store import open_store
+from jobsvc.settings import decode_settings
+
+
+def body_of(key: str) -> bytes:
+    """What `puts` writes under a key: long enough that half of it would show."""
+    return key.encode() * 2000
+
+
+async def race(settings: str, worker: str, keys: str) -> None:
+    store = open_store(decode_settings(settings))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    for number in range(int(keys)):
+        outcome = await store.put_new(f"race/{number}", worker.encode())
+        print(outcome.value, flush=True)
+
+
+async def puts(settings: str, prefix: str) -> None:
+    store = open_store(decode_settings(settings))
+    for number in itertools.count():
+        key = f"{prefix}/{number:06}"
+        if await store.put_new(key, body_of(key)) is PutOutcome.CREATED:
+            print(key, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run({"race": race, "puts": puts}[sys.argv[1]](*sys.argv[2:]))
