@@ -147,7 +147,7 @@ class CommitLoop:
                 self.commit_seconds.append(self._loop.time() - began)
             batch.durable.set_result(None)
             self._queue_push(record.encoded)
-            rest = self._settings.commit_interval_seconds - (self._loop.time() - began)
+            rest = self._settings.record_interval_seconds - (self._loop.time() - began)
             if rest > 0:
                 await asyncio.sleep(rest)
 

@@ -16,6 +16,7 @@ from .errors import InvalidRequest
 
 KIB = 1024
 MIB = 1024 * KIB
+S3_RECORD_INTERVAL_SECONDS = 0.034
 DEFAULT_POOL = "default"
 DEFAULT_QUEUE = "default"
 
@@ -58,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     takeover_silence_seconds: float = 3.0
     stepdown_seconds: float = 10.0
     idle_record_seconds: float = 4.0
-    commit_interval_seconds: float = 0.0  # least time between two records; 0.034 holds S3 at 30 PUT/s
+    commit_interval_seconds: float | None = None  # least time between two records; None: by the store
     request_deadline_seconds: float = 15.0  # how long a replica looks for a leader before 503
 
     # worker
@@ -100,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             self._require(good, f"pools.{name}", "needs 0 <= min_workers <= max_workers")
         for field in self.__struct_fields__:
             value = getattr(self, field)
-            if field.endswith(("_seconds", "_max")) and value < 0:
+            if field.endswith(("_seconds", "_max")) and value is not None and value < 0:
                 raise InvalidRequest("must not be negative", field)
         beats = self.heartbeat_seconds * 2 <= self.lease_seconds
         self._require(beats, "heartbeat_seconds", "must be at most half of lease_seconds")
@@ -115,6 +116,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def is_s3(self) -> bool:
         return self.data.startswith("s3://")
+
+    @property
+    def record_interval_seconds(self) -> float:
+        """S3 bills the PUT, so there are at most 30 records a second there; a directory takes what it can."""
+        if self.commit_interval_seconds is not None:
+            return self.commit_interval_seconds
+        return S3_RECORD_INTERVAL_SECONDS if self.is_s3 else 0.0
 
 
 def from_environment(environment: Mapping[str, str], **chosen: Any) -> Settings:
