@@ -42,4 +42,5 @@ async def puts(settings: str, prefix: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"race": race, "puts": puts}[sys.argv[1]](*sys.argv[2:]))
+    word, *arguments = sys.argv[1:]
+    asyncio.run(race(*arguments) if word == "race" else puts(*arguments))

@@ -189,7 +189,8 @@ def test_a_bucket_that_does_not_exist_is_unfit_for_every_request(s3: S3Server) -
 
 def _client_error(code: str, status: int) -> Exception:
     response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return boto.ClientError(response, "PutObject")  # type: ignore[arg-type]
+    error: Exception = boto.ClientError(response, "PutObject")
+    return error
 
 
 @pytest.mark.parametrize(
