@@ -4,6 +4,8 @@
         put_new one key after another, all with this worker's name; prints each outcome
     python -m tests.store_process puts SETTINGS PREFIX
         put_new for ever; prints `PREFIX/n` once it is CREATED, and by that promises that it is there
+    python -m tests.store_process die SETTINGS KEY CALL TIMING
+        one put_new, killed with SIGKILL `before` or `after` its first call of os.CALL
 
 SETTINGS is the JSON of `encode_settings`.
 """
@@ -12,7 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 import sys
+from typing import Any
 
 from jobsvc.object_store import PutOutcome
 from jobsvc.s3_store import open_store
@@ -41,6 +46,20 @@ async def puts(settings: str, prefix: str) -> None:
             print(key, flush=True)
 
 
+async def die(settings: str, key: str, call: str, timing: str) -> None:
+    store = open_store(decode_settings(settings))
+    real = getattr(os, call)
+
+    def deadly(*arguments: Any, **options: Any) -> None:
+        if timing == "after":
+            real(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, call, deadly)
+    await store.put_new(key, body_of(key))
+
+
 if __name__ == "__main__":
     word, *arguments = sys.argv[1:]
-    asyncio.run(race(*arguments) if word == "race" else puts(*arguments))
+    work: Any = {"race": race, "puts": puts, "die": die}[word]
+    asyncio.run(work(*arguments))

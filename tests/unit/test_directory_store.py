@@ -58,6 +58,34 @@ def _killed_putter(root: Path, prefix: str, after_puts: int) -> list[str]:
     return said + [line.strip() for line in rest if line.endswith("\n")]
 
 
+@pytest.mark.parametrize(
+    ("call", "timing", "visible"),
+    [
+        ("write", "before", False),
+        ("write", "after", False),
+        ("fsync", "after", False),
+        ("link", "before", False),
+        ("link", "after", True),
+        ("unlink", "before", True),
+    ],
+)
+def test_a_process_killed_at_one_step_of_a_put_leaves_all_or_nothing(
+    tmp_path: Path, call: str, timing: str, visible: bool
+) -> None:
+    settings, key = encode_settings(Settings(data=str(tmp_path))), "log/0"
+    command = [sys.executable, "-m", "tests.store_process", "die", settings, key, call, timing]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+
+    async def story() -> None:
+        store = DirectoryObjectStore(tmp_path)
+        assert _temporary_files(tmp_path) == []
+        assert await store.get(key) == (body_of(key) if visible else None)
+        assert await store.list("") == ([key] if visible else [])
+        assert await store.put_new(key, b"next") is (EXISTS if visible else CREATED)
+
+    asyncio.run(story())
+
+
 def test_a_start_leaves_a_living_process_its_temporary_files(tmp_path: Path) -> None:
     """Given two stores on one directory, of which one is in the middle of a put, when a third starts,
     then that put still succeeds; after the owner has ended, its session is removed."""
