@@ -25,6 +25,7 @@ milliseconds.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from random import Random
@@ -47,6 +48,8 @@ from .snapshots import prune, write_snapshot
 
 STALE_CHECK_SECONDS = 5.0
 PUSHED_BYTES_MAX = 256 * 1024 * 1024
+
+_log = logging.getLogger(__name__)
 
 _flight_decoder = msgspec.msgpack.Decoder(c.Flight)
 _report_decoder = msgspec.msgpack.Decoder(WorkerReport)
@@ -154,6 +157,7 @@ class Manager:
         """Standby. Returns when a claim has been won."""
         loop = asyncio.get_running_loop()
         self.role = "standby"
+        _log.info("follows from %s, %d jobs", reader.mark.next_position, len(self.state.jobs))
         self._heard_at = polled_at = checked_at = loop.time()
         at_start = True
         while True:
@@ -164,9 +168,12 @@ class Manager:
             if self._suspect or silence >= self._settings.takeover_silence_seconds:
                 await self._drop_snapshot()
                 suspected, self._suspect = self._suspect, False
+                _log.info("the leader is %s", "gone" if suspected else f"silent for {silence:.1f} s")
                 self._take_pushed(reader)
-                if await self._read_on(reader) and not suspected:
-                    self._heard_at = loop.time()  # it commits; it only cannot reach me
+                epoch = reader.mark.next_position.epoch
+                records = await self._read_on(reader)
+                if reader.mark.next_position.epoch != epoch or (records and not suspected):
+                    self._heard_at = loop.time()  # another one took over, or it commits and cannot reach me
                     continue
                 writer = await claim(
                     reader,
@@ -266,6 +273,7 @@ class Manager:
         )
         self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
         self.role = "leader"
+        _log.info("leads epoch %d, %d jobs", writer.epoch, len(self.state.jobs))
         self.leader.begin(self._scaler.run(), "scaler")
         try:
             await self.leader.run()

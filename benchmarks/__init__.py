@@ -1,0 +1,1 @@
+"""Figures of a running service, measured over HTTP: `python -m benchmarks`."""

@@ -1,0 +1,270 @@
+"""A manager as a detached Ray actor, and its views of the other manager and of the workers.
+
+Ray restarts the actor when its process dies (`max_restarts=-1`); it does not retry its calls
+(`max_task_retries=0`), because callers do, under the same command ids, at whoever leads. A fatal error ends
+the process with a line in the log; nothing is answered after it.
+
+Death is noticed by a call that never returns: while a process lives, its `sentinel` is pending; when
+the process dies, Ray fails the call within milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import ray
+import uuid_utils
+from ray.exceptions import ActorDiedError, RayError
+from ray.util import list_named_actors
+from setproctitle import setproctitle
+
+from .commands import ManagerStatus
+from .errors import Fatal, Unavailable
+from .leader_links import MANAGER_NAMES, actor_handle
+from .logs import log_as_json
+from .manager import Manager
+from .s3_store import open_store
+from .settings import PoolSettings, decode_settings
+
+PUSH_SECONDS = 2.0
+STATUS_SECONDS = 1.0
+RESTART_PAUSE_SECONDS = 0.3
+MANAGER_RESOURCE = "jobsvc_manager"
+WORKER_PREFIX = "worker-"
+GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
+GC_FREEZE_EVERY_SECONDS = 60.0
+
+_log = logging.getLogger("jobsvc.manager")
+_status = msgspec.msgpack.Decoder(ManagerStatus)
+
+
+class PeerActor:
+    """The other manager."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self.name = name
+        self._namespace = namespace
+        self._handle: Any = None
+
+    async def _its_handle(self) -> Any:
+        if self._handle is None:
+            self._handle = await actor_handle(self.name, self._namespace)
+        return self._handle
+
+    async def push(self, records: list[bytes]) -> int:
+        try:
+            handle = await self._its_handle()
+            async with asyncio.timeout(PUSH_SECONDS):
+                applied: int = await handle.follow.remote(records)
+                return applied
+        except (RayError, TimeoutError) as error:
+            raise Unavailable(f"{self.name} does not take records: {type(error).__name__}") from error
+
+    async def status(self) -> ManagerStatus | None:
+        try:
+            handle = await self._its_handle()
+        except Unavailable:
+            return None
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                return _status.decode(await handle.status.remote())
+        except ActorDiedError:
+            return None
+        except (RayError, TimeoutError) as error:
+            raise Unavailable(f"{self.name} does not say what it is") from error
+
+    async def watch(self, on_death: Callable[[], None]) -> None:
+        """Call `on_death` each time its process dies."""
+        while True:
+            try:
+                handle = await self._its_handle()
+                await handle.sentinel.remote()
+            except Unavailable:
+                await asyncio.sleep(0.5)  # not made yet
+            except RayError:
+                on_death()
+                await asyncio.sleep(0.2)
+
+
+class WorkerFleet:
+    """The worker actors of this service."""
+
+    def __init__(self, settings_text: str, on_death: Callable[[str], None]) -> None:
+        self._settings_text = settings_text
+        self._settings = decode_settings(settings_text)
+        self._namespace = self._settings.service
+        self._on_death = on_death
+        self._watched: dict[str, asyncio.Task[None]] = {}
+
+    async def start(self, pool: str, name: str) -> None:
+        from .worker_actor import WorkerActor
+
+        options = worker_options(self._settings.pools[pool], name, self._namespace)
+        await asyncio.to_thread(
+            lambda: WorkerActor.options(**options).remote(name, pool, self._settings_text)
+        )
+        _log.info("a worker is started", extra={"worker": name})
+
+    async def end(self, name: str) -> None:
+        try:
+            handle = await actor_handle(name, self._namespace)
+        except Unavailable:
+            return  # it has ended
+        await asyncio.to_thread(ray.kill, handle, no_restart=True)
+
+    async def names(self) -> dict[str, str]:
+        try:
+            actors = await asyncio.to_thread(list_named_actors, all_namespaces=True)
+        except RayError as error:
+            raise Unavailable(f"Ray does not list its actors: {error}") from error
+        found = {
+            actor["name"]: pool_of_worker(actor["name"])
+            for actor in actors
+            if actor["namespace"] == self._namespace and actor["name"].startswith(WORKER_PREFIX)
+        }
+        for name in found:
+            if name not in self._watched:
+                self._watched[name] = asyncio.create_task(self._watch(name), name=f"watch {name}")
+        return found
+
+    async def _watch(self, name: str) -> None:
+        try:
+            handle = await actor_handle(name, self._namespace)
+            await handle.sentinel.remote()
+        except (RayError, Unavailable):
+            self._on_death(name)
+        finally:
+            self._watched.pop(name, None)
+
+
+def pool_of_worker(name: str) -> str:
+    """`worker-<pool>-<epoch>.<number>` belongs to that pool."""
+    return name.removeprefix(WORKER_PREFIX).rsplit("-", 1)[0]
+
+
+def worker_options(pool: PoolSettings, name: str, namespace: str) -> dict[str, Any]:
+    """Ray's options for one worker: its pool's shape is what makes the autoscaler find room for it."""
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": namespace,
+        "lifetime": "detached",
+        "get_if_exists": True,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+        "max_concurrency": 1000,
+        "num_cpus": pool.num_cpus,
+    }
+    if pool.num_gpus:
+        options["num_gpus"] = pool.num_gpus
+    if pool.memory_bytes:
+        options["memory"] = pool.memory_bytes
+    if pool.resources:
+        options["resources"] = pool.resources
+    if pool.runtime_env:
+        options["runtime_env"] = pool.runtime_env
+    return options
+
+
+@ray.remote
+class ManagerActor:
+    """One of the pair. See `manager.Manager` for what each method promises."""
+
+    def __init__(self, name: str, settings_text: str) -> None:
+        settings = decode_settings(settings_text)
+        self._name = name
+        setproctitle(f"jobsvc {name}")
+        log_as_json(manager=name)
+        gc.set_threshold(*GC_THRESHOLDS)
+        other = MANAGER_NAMES[1 - MANAGER_NAMES.index(name)]
+        self._peer = PeerActor(other, settings.service)
+        self._manager = Manager(
+            name=name,
+            settings=settings,
+            store=open_store(settings),
+            peer=self._peer,
+            fleet=WorkerFleet(settings_text, self._worker_died),
+            wall=time.time,
+            random=random.Random(),
+            nonce=uuid_utils.uuid7().bytes,
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+        )
+        self._tasks = [
+            asyncio.ensure_future(each)
+            for each in (self._live(), self._peer.watch(self._peer_died), self._keep_gc())
+        ]
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def _worker_died(self, name: str) -> None:
+        self._manager.worker_gone(name)
+
+    def _peer_died(self) -> None:
+        self._manager.suspect_leader()
+
+    async def _live(self) -> None:
+        try:
+            await self._manager.run()
+        except Fatal as error:
+            _log.error("this manager ends: %s", error, extra={"manager": self._name})
+        except BaseException:
+            _log.exception("this manager ends by a defect", extra={"manager": self._name})
+        # Nothing may be answered any more, so the loop stands still: that holds back a storm of restarts.
+        time.sleep(RESTART_PAUSE_SECONDS)  # noqa: ASYNC251
+        os._exit(1)
+
+    async def _keep_gc(self) -> None:
+        """What has survived for a while is taken out of the collector's sight."""
+        while True:
+            await asyncio.sleep(GC_FREEZE_EVERY_SECONDS)
+            if len(self._manager.state.jobs) > 10_000:
+                gc.freeze()
+
+    async def handle_flight(self, data: bytes) -> bytes:
+        return await self._manager.handle_flight(data)
+
+    async def report_and_ask(self, data: bytes) -> bytes:
+        return await self._manager.report_and_ask(data)
+
+    async def wait_feed(self, after: int, wait_seconds: float) -> bytes:
+        return await self._manager.wait_feed(after, wait_seconds)
+
+    async def follow(self, records: list[bytes]) -> int:
+        return await self._manager.follow(records)
+
+    async def status(self) -> bytes:
+        return self._manager.status()
+
+    async def sentinel(self) -> None:
+        """Pending for as long as this process lives."""
+        await asyncio.Event().wait()
+
+
+def start_managers(settings_text: str) -> None:
+    """Make the pair, if it is not there. Each on a machine of its own where there are two for managers."""
+    settings = decode_settings(settings_text)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    actor: Any = ManagerActor
+    for name in MANAGER_NAMES:
+        options: dict[str, Any] = {
+            "name": name,
+            "namespace": settings.service,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "max_restarts": -1,
+            "max_task_retries": 0,
+            "max_concurrency": 10_000,
+            "num_cpus": 0,
+        }
+        if resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
+            options["resources"] = {MANAGER_RESOURCE: 1}
+        actor.options(**options).remote(name, settings_text)
