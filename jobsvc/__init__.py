@@ -12,8 +12,8 @@ The modules, from the bottom up; each imports from above it in this list (docs/a
     entry       serve_app service demo doctor cli
 """
 
-from .client import Client
-from .client_jobs import Job, JobSet
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     InvalidRequest,
     JobFailed,
@@ -23,6 +23,10 @@ from .errors import (
     WaitTimedOut,
 )
 from .tasks import task
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .client_jobs import Job, JobSet
 
 __all__ = [
     "Client",
@@ -36,3 +40,16 @@ __all__ = [
     "WaitTimedOut",
     "task",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The client is imported when it is first used: job processes start without it, and faster."""
+    if name == "Client":
+        from .client import Client
+
+        return Client
+    if name in ("Job", "JobSet"):
+        from . import client_jobs
+
+        return getattr(client_jobs, name)
+    raise AttributeError(name)
