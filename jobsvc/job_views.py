@@ -77,7 +77,7 @@ def list_jobs(state: QueueState, query: c.ListJobs) -> c.JobPage:
     place = len(order) if query.before is None else bisect_left(order, query.before, key=_seq)
     stop = max(0, place - SCAN_MAX)
     found: list[c.JobView] = []
-    limit = min(query.limit, PAGE_MAX)
+    limit = max(1, min(query.limit, PAGE_MAX))
     while place > stop and len(found) < limit:
         place -= 1
         job = order[place]
@@ -100,7 +100,9 @@ def _matches(job: Job, query: c.ListJobs) -> bool:
 
 
 def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
-    """Finished jobs after a place, in order of completion."""
+    """Finished jobs after a place, in order of completion. A place below 0 means the end: no entries."""
+    if query.after < 0:
+        return c.FeedPage([], state.next_finish_seq - 1, state.feed_first)
     entries: list[c.FeedEntry] = []
     place = max(query.after + 1, state.feed_first)
     limit = min(query.limit, PAGE_MAX * 10)
