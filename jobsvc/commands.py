@@ -184,11 +184,14 @@ class FeedEntry(msgspec.Struct, array_like=True):
 
 
 class FeedPage(msgspec.Struct, array_like=True, tag="feed_page"):
-    """`next` is the place to read on from; `oldest` the first place still kept."""
+    """`next` is the place to read on from; `oldest` the first place still kept, `newest` the last one given.
+
+    Place 0 is before the first job that ever finished."""
 
     entries: list[FeedEntry]
     next: int
     oldest: int
+    newest: int = 0
 
 
 class QueueView(msgspec.Struct, array_like=True):

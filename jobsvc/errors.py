@@ -51,10 +51,13 @@ REFUSALS: dict[str, RefusalMeaning] = {
     "job_failed": RefusalMeaning(409, "The job has no result: it failed or was cancelled"),
     "expired_job": RefusalMeaning(410, "The job has passed its retention"),
     "too_large": RefusalMeaning(413, "The request is too large"),
+    "unsupported_type": RefusalMeaning(415, "The body's type or encoding is not taken here"),
     "unknown_task": RefusalMeaning(422, "No such task"),
     "too_many_jobs": RefusalMeaning(503, "The service holds as many jobs as it may", retryable=True),
     "no_leader": RefusalMeaning(503, "No manager could answer in time", retryable=True),
     "unknown_outcome": RefusalMeaning(503, "Not known whether this was done: send it again", retryable=True),
+    "overloaded": RefusalMeaning(503, "More requests wait than the service holds", retryable=True),
+    "store_silent": RefusalMeaning(503, "The store did not answer", retryable=True),
     "internal": RefusalMeaning(500, "A defect in the service"),
 }
 

@@ -112,7 +112,7 @@ def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
         if job is not None:
             entries.append(_feed_entry(job, place))
         place += 1
-    return c.FeedPage(entries, max(place - 1, query.after), state.feed_first)
+    return c.FeedPage(entries, max(place - 1, query.after), state.feed_first, state.next_finish_seq - 1)
 
 
 def _feed_entry(job: Job, place: int) -> c.FeedEntry:
