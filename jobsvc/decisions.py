@@ -67,10 +67,11 @@ class Decision(NamedTuple):
 def decide(state: QueueState, command: c.Command, limits: Limits) -> Decision:
     """The events and the answer of one command."""
     if command.key is not None:
-        known = state.keys.get(command.key)
+        keys = state.keys_like(command.key)
+        known = keys.get(command.key)
         if known is not None and known.expires_at > state.log_time:
             return Decision([], _known_answer(known.fingerprint, known.answer, command))
-        if len(state.keys) >= KEYS_MAX:
+        if len(keys) >= KEYS_MAX and next(iter(keys.values())).expires_at > state.log_time:
             return _refuse("too_many_jobs", "too many idempotency keys are remembered", retry_after=60.0)
     decision = _DECIDERS[type(command)](state, command, limits)
     if command.key is None or isinstance(decision.answer, Refusal):
@@ -112,6 +113,8 @@ def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
     if len(state.jobs) + len(ids) > limits.max_jobs:
         detail = f"{len(state.jobs)} jobs are held, {limits.max_jobs} at most"
         return _refuse("too_many_jobs", detail, retry_after=5.0)
+    if not all(0 <= job.option < len(command.options) for job in command.jobs):
+        return _refuse("invalid", "a job names options that did not come with it", "options")
     new_queues = {options.queue for options in command.options} - state.counts.keys()
     if len(state.counts) + len(new_queues) > QUEUES_MAX:
         return _refuse("invalid", f"there are {QUEUES_MAX} queues already", "queue")
@@ -261,7 +264,8 @@ def backoff_seconds(job_id: bytes, attempt: int, failures: int, base: float, cap
 def lose_worker(state: QueueState, worker: str, running: tuple[bytes, int] | None) -> list[Event]:
     """Give a lost worker's leases to others. Only the job that it was running is charged."""
     ended: list[Finished] = []
-    for job in state.leases.get(worker, {}).values():
+    held = state.leases.get(worker, {}).values()
+    for job in sorted(held, key=lambda job: job.seq):  # the same after a restore, which knows no other order
         lease = state.lease_of(job)
         assert lease is not None
         if running == (job.id, job.attempt):

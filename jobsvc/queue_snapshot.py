@@ -35,6 +35,7 @@ class Header(msgspec.Struct, array_like=True):
     keys: dict[str, KeyRecord]
     retired: list[bytes]
     jobs: int
+    automatic_keys: dict[str, KeyRecord] = {}
 
 
 class JobRow(msgspec.Struct, array_like=True, gc=False):
@@ -77,6 +78,7 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 state.keys,
                 list(state.retired_order),
                 len(state.jobs),
+                state.automatic_keys,
             )
         )
     )
@@ -136,6 +138,7 @@ def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
     state.paused = header.paused
     state.counts = {queue: dict.fromkeys(State, 0) for queue in header.queues}
     state.keys = header.keys
+    state.automatic_keys = header.automatic_keys
     state.retired_order.extend(header.retired)
     state.retired = dict.fromkeys(header.retired)
     state.options = {each: OptionsUse(each) for each in header.options}

@@ -41,6 +41,7 @@ from typing import Any
 
 import msgspec
 
+from .commands import AUTOMATIC_KEY_PREFIX
 from .errors import JobsvcError
 from .events import (
     AttemptsEnded,
@@ -139,6 +140,7 @@ class QueueState:
         self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
         self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
         self.keys: dict[str, KeyRecord] = {}
+        self.automatic_keys: dict[str, KeyRecord] = {}  # apart: they expire long before the others
         self.packs: dict[str, int] = {}  # payload objects -> jobs that still need them
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
@@ -162,6 +164,10 @@ class QueueState:
             for (queue, lane_pool), lane in self.lanes.items()
             if lane_pool == pool and not self.paused.get(queue, False)
         ]
+
+    def keys_like(self, key: str) -> dict[str, KeyRecord]:
+        """The table in which this idempotency key is remembered."""
+        return self.automatic_keys if key.startswith(AUTOMATIC_KEY_PREFIX) else self.keys
 
     def lease_of(self, job: Job) -> Lease | None:
         return job.details.lease if job.details is not None else None
@@ -208,6 +214,9 @@ def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
     for chosen, used in zip(options, uses, strict=True):
         _use(state, chosen, used)
         _count(state, chosen.queue)[State.QUEUED] += used
+    for chosen in options:
+        if chosen in state.options and state.options[chosen].jobs == 0:
+            del state.options[chosen]  # travelled with the batch, and no job has it
 
 
 def _jobs_promoted(state: QueueState, event: JobsPromoted) -> None:
@@ -215,6 +224,10 @@ def _jobs_promoted(state: QueueState, event: JobsPromoted) -> None:
         job = state.jobs[job_id]
         _move(state, job, Change.PROMOTE)
         _lane(state, job.options).add_returned(job)
+    _drop_dead_due(state)
+
+
+def _drop_dead_due(state: QueueState) -> None:
     while state.due and not _waits_until(state.due[0]):
         heapq.heappop(state.due)
 
@@ -291,6 +304,7 @@ def _remember_attempt(details: Details, finished: Finished, event: AttemptsEnded
 
 
 def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
+    touched: dict[tuple[str, str], Lane] = {}
     for job_id in event.ids:
         job = state.jobs[job_id]
         if job.state is State.RUNNING:
@@ -298,11 +312,16 @@ def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
             assert lease is not None
             lease.cancel_requested = True
             continue
+        if job.state is State.QUEUED:
+            touched[job.options.queue, job.options.pool] = _lane(state, job.options)
         _move(state, job, Change.CANCEL)
         if job.details is None:
             job.details = Details()
         job.details.run_at = None
         _finish(state, job)
+    for lane in touched.values():
+        lane.drop_dead_heads()
+    _drop_dead_due(state)
 
 
 def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
@@ -315,6 +334,20 @@ def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
         state.feed[details.finish_seq - state.feed_first] = None
         details.finish_seq = details.finished_at = None
         _lane(state, job.options).add_returned(job)
+    _drop_dead_retention(state)
+
+
+def _drop_dead_retention(state: QueueState) -> None:
+    """Keep the heap's top live: `decisions.retire` looks at a bounded number of entries from there."""
+    retention = state.retention
+    while retention and not _retires_at(retention[0]):
+        heapq.heappop(retention)
+
+
+def _retires_at(entry: tuple[float, int, Job]) -> bool:
+    """True while this entry speaks for its job: one that was revived has another place, or none."""
+    _, finish_seq, job = entry
+    return job.details is not None and job.details.finish_seq == finish_seq
 
 
 def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
@@ -338,6 +371,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         assert job.state in TERMINAL and details is not None and details.finish_seq is not None
         state.feed[details.finish_seq - state.feed_first] = None
         details.pulled = True  # leaves `unpulled`
+        details.finish_seq = None  # leaves `retention`
         _count(state, job.options.queue)[job.state] -= 1
         _use(state, job.options, -1)
         if type(job.payload) is BlobRef:
@@ -348,8 +382,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         state.retired_order.append(job_id)
         if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
             del state.retired[state.retired_order.popleft()]
-    while state.retention and state.retention[0][2].id not in state.jobs:
-        heapq.heappop(state.retention)
+    _drop_dead_retention(state)
     _compact(state, len(event.ids))
 
 
@@ -377,11 +410,12 @@ def _queue_paused(state: QueueState, event: QueuePaused) -> None:
 
 
 def _key_remembered(state: QueueState, event: KeyRemembered) -> None:
-    state.keys.pop(event.key, None)  # the newest goes to the end: expiry looks at the front
-    state.keys[event.key] = KeyRecord(event.fingerprint, event.answer, event.expires_at)
-    for key, record in list(islice(state.keys.items(), 2)):
+    keys = state.keys_like(event.key)
+    keys.pop(event.key, None)  # the newest goes to the end: expiry looks at the front
+    keys[event.key] = KeyRecord(event.fingerprint, event.answer, event.expires_at)
+    for key, record in list(islice(keys.items(), 2)):
         if record.expires_at <= state.log_time:
-            del state.keys[key]
+            del keys[key]
 
 
 _APPLIERS: dict[type, Callable[[QueueState, Any], None]] = {
