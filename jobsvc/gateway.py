@@ -1,66 +1,58 @@
-"""The gateway: between many HTTP requests and one leader.
+"""The gateway: between many HTTP requests and one leader. One in each replica.
 
-Requests that arrive together travel together. While a flight is in the air, requests gather; when it
-returns, all that gathered are the next one. So a single request on an idle service leaves at once, a
-thousand at the same time cost one call, and nothing waits for a timer. Large payloads of jobs that gather are
-written as one pack before their flight leaves; a job that has been accepted has its payload.
+Its parts have a module each: `flights` takes requests to the leader, those that arrive together in one call;
+`payload_packs` makes large payloads durable before their enqueue is sent; `feed_watch` waits for jobs by one
+subscription for all. This class is what the HTTP side sees of them.
 
-A caller that goes away does not stop its flight: the work of `_fly` belongs to the gateway, not to the
-request. Flights are sent again by `Managers.send` until its deadline, under the same ids and keys; if
-that passes, the callers are told that the outcome is not known, and may send the same request again.
-
-Whoever waits for a job waits for one subscription of the completion feed, which runs only while somebody
-waits. It is begun before the job is looked at, so a completion in between is not missed; and a waiter that
-is woken looks again, so a wake-up too many does no harm.
+A refusal is an answer. `ask` returns it like any other; the methods that promise a kind of answer raise
+`Refused` with it. Nothing here is undone when a caller is cancelled: what was submitted goes its way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from . import commands as c
 from .errors import Refusal, Refused, Unavailable
+from .feed_watch import FeedWatch
+from .flights import RETRY_AFTER_SECONDS, Flights, Managers, Ticket
 from .jobs import TERMINAL, BlobRef, NewJob, Result, id_text
-from .object_store import ObjectStore, PutOutcome, StoreError
-from .settings import Settings
+from .object_store import ObjectStore, StoreError
+from .payload_packs import PayloadPacks, large_payloads
+from .settings import MIB, Settings
 
-FLIGHT_REQUESTS_MAX = 2_000
-FLIGHT_JOBS_MAX = 20_000
-FLIGHTS_IN_THE_AIR = 2
-PACK_TRIES = 6
-FEED_WAIT_SECONDS = 20.0
-RETRY_AFTER_SECONDS = 1.0
+__all__ = ["Gateway", "Managers"]
+
+COMMIT_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+REQUEST_BYTES = 64  # of a request without a payload, roughly
+JOB_BYTES = 48  # of a job without its payload, roughly
+COMMAND_BYTES_MAX = 12 * MIB  # one record must be able to hold any one command
 WAITERS_MAX = 20_000
+READ_TRIES = 4
+READ_PAUSE_SECONDS = 0.1
+CHUNK_BYTES = 4 * MIB  # of an object that is streamed
 
 T = TypeVar("T")
 
 
-class Managers(Protocol):
-    """The way to the leader."""
+class Durations:
+    """A histogram: how many durations fell into each bucket, and their sum."""
 
-    async def send(self, flight: c.Flight) -> c.FlightReply:
-        """Tries until its deadline, whoever leads. Raises Unavailable."""
-        ...
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum_seconds = 0.0
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage: ...
-
-    async def statuses(self) -> list[c.ManagerStatus]: ...
-
-
-class _Asked:
-    """A request that waits for its reply."""
-
-    __slots__ = ("reply", "request")
-
-    def __init__(self, request: c.Request) -> None:
-        self.request = request
-        self.reply: asyncio.Future[c.Reply] = asyncio.get_running_loop().create_future()
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum_seconds += seconds
 
 
 class Gateway:
-    """One for each replica. Used from one event loop."""
+    """See the module. Used from one event loop."""
 
     def __init__(
         self,
@@ -73,218 +65,98 @@ class Gateway:
     ) -> None:
         self.new_id = new_id
         self.wall = wall
-        self.counters: dict[str, float] = {}
-        self.commit_seconds: list[float] = []
+        self.enqueue_commit_seconds = Durations(COMMIT_BUCKETS_SECONDS)
+        self.flights = Flights(managers)
+        self.packs = PayloadPacks(
+            store, self.flights, new_id=new_id, patience_seconds=settings.request_deadline_seconds
+        )
         self._managers = managers
         self._store = store
         self._settings = settings
-        self._gathered: list[_Asked] = []
-        self._flights: set[asyncio.Task[None]] = set()
-        self._waiters: dict[bytes, set[asyncio.Event]] = {}
-        self._feed_after: int | None = None
-        self._subscription: asyncio.Task[None] | None = None
+        self._watch = FeedWatch(managers, self.flights)
+        self._waiters = 0
 
     # --- asking the leader ---
 
-    async def ask(self, request: c.Request) -> c.Reply:
-        """The leader's reply. A refusal is a reply; this raises nothing of its own."""
-        asked = _Asked(self._with_key(request))
-        self._gathered.append(asked)
-        self._take_off()
-        return await asyncio.shield(asked.reply)
+    async def ask(self, *requests: c.Request) -> list[c.Reply]:
+        """The leader's replies, in order. The requests travel together: the later ones see the earlier."""
+        size_bytes = 0
+        large: list[NewJob] = []
+        began = asyncio.get_running_loop().time()
+        for request in requests:
+            size_bytes += REQUEST_BYTES
+            if isinstance(request, c.Enqueue):
+                large += large_payloads(request, self._settings.inline_bytes_max)
+                size_bytes += _size_bytes(request)
+            elif isinstance(request, c.Command) and request.key is None:
+                request.key = c.AUTOMATIC_KEY_PREFIX + self.new_id().hex()
+        ticket = Ticket(requests, size_bytes - _payload_bytes(large))
+        if ticket.size_bytes > COMMAND_BYTES_MAX:
+            raise Refused(
+                Refusal("too_large", "the jobs are too large together: send them in smaller batches")
+            )
+        if large:
+            self.packs.submit(ticket, large)
+        else:
+            self.flights.submit(ticket)
+        replies = await ticket.replies
+        if any(isinstance(reply, c.Accepted) for reply in replies):
+            self.enqueue_commit_seconds.observe(asyncio.get_running_loop().time() - began)
+        return replies
 
     async def get(self, request: c.Request, kind: type[T]) -> T:
-        """The reply, if it is of the kind that this request has. Raises Refused."""
-        reply = await self.ask(request)
-        if isinstance(reply, Refusal):
-            raise Refused(reply)
-        if not isinstance(reply, kind):
-            raise TypeError(f"{type(request).__name__} was answered with {type(reply).__name__}")
-        return reply
-
-    def _with_key(self, request: c.Request) -> c.Request:
-        """Commands that are not idempotent by themselves get a key, so that they may be sent again."""
-        if isinstance(request, c.Cancel | c.Retry | c.PatchQueue | c.Pull) and request.key is None:
-            request.key = c.AUTOMATIC_KEY_PREFIX + self.new_id().hex()
-        return request
-
-    def _take_off(self) -> None:
-        while self._gathered and len(self._flights) < FLIGHTS_IN_THE_AIR:
-            flight = self._next_flight()
-            task = asyncio.get_running_loop().create_task(self._fly(flight), name="flight")
-            self._flights.add(task)
-            task.add_done_callback(self._landed)
-
-    def _next_flight(self) -> list[_Asked]:
-        jobs = 0
-        for count, asked in enumerate(self._gathered):
-            jobs += len(asked.request.jobs) if isinstance(asked.request, c.Enqueue) else 1
-            if count == FLIGHT_REQUESTS_MAX or (jobs > FLIGHT_JOBS_MAX and count):
-                flight, self._gathered = self._gathered[:count], self._gathered[count:]
-                return flight
-        flight, self._gathered = self._gathered, []
-        return flight
-
-    def _landed(self, task: asyncio.Task[None]) -> None:
-        self._flights.discard(task)
-        if not task.cancelled():
-            task.result()
-        self._take_off()
-
-    async def _fly(self, flight: list[_Asked]) -> None:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        try:
-            await self._pack_payloads([a.request for a in flight if isinstance(a.request, c.Enqueue)])
-            reply = await self._managers.send(c.Flight([asked.request for asked in flight]))
-        except (Unavailable, StoreError) as error:
-            refusal = Refusal("unknown_outcome", str(error), None, RETRY_AFTER_SECONDS)
-            self._answer(flight, [refusal] * len(flight))
-        except BaseException as error:
-            for asked in flight:
-                if not asked.reply.done():
-                    asked.reply.set_exception(error)
-                    asked.reply.exception()  # the caller may have gone away
-            raise
-        else:
-            self._answer(flight, reply.replies)
-            if any(isinstance(asked.request, c.Enqueue) for asked in flight):
-                self.commit_seconds.append(loop.time() - began)
-                del self.commit_seconds[:-500]
-
-    def _answer(self, flight: list[_Asked], replies: list[c.Reply]) -> None:
-        for asked, reply in zip(flight, replies, strict=True):
-            if not asked.reply.done():
-                asked.reply.set_result(reply)
-
-    # --- payloads ---
-
-    async def _pack_payloads(self, enqueues: list[c.Enqueue]) -> None:
-        """Move large payloads of these jobs into one object, and leave references."""
-        inline_max = self._settings.inline_bytes_max
-        large = [
-            job
-            for enqueue in enqueues
-            for job in enqueue.jobs
-            if isinstance(job.payload, bytes) and len(job.payload) > inline_max
-        ]
-        if large:
-            await self._write_pack(large)
-
-    async def _write_pack(self, jobs: list[NewJob]) -> None:
-        key = f"payloads/{id_text(self.new_id())}"
-        parts: list[bytes] = []
-        refs: list[BlobRef] = []
-        offset = 0
-        for job in jobs:
-            assert isinstance(job.payload, bytes)
-            parts.append(job.payload)
-            refs.append(BlobRef(key, offset, len(job.payload)))
-            offset += len(job.payload)
-        data = b"".join(parts)
-        for number in range(PACK_TRIES):
-            if await self._store.put_new(key, data) is not PutOutcome.UNKNOWN:  # the key is ours alone
-                break
-            await asyncio.sleep(0.05 * 2**number)
-        else:
-            raise StoreError("the payload could not be stored")
-        for job, ref in zip(jobs, refs, strict=True):
-            job.payload = ref
-
-    async def read_blob(self, ref: BlobRef) -> bytes:
-        """The bytes of a reference. Raises Refused if they are gone, StoreError."""
-        data = await self._store.get(ref.key, ref.offset, ref.length)
-        if data is None:
-            raise Refused(Refusal("not_found", "what the job refers to is not in the store any more"))
-        return data
-
-    async def read_result(self, result: Result) -> bytes:
-        return await self.read_blob(result.ref) if result.ref is not None else (result.data or b"")
-
-    async def read_log(self, job_id: bytes, attempt: int, after_chunk: int = -1) -> tuple[list[bytes], int]:
-        """The chunks of an attempt's output after a chunk's number, and the last number read."""
-        prefix = f"logs/{id_text(job_id)}/{attempt}/"
-        chunks: list[bytes] = []
-        for key in await self._store.list(prefix):
-            number = int(key.removeprefix(prefix))
-            if number <= after_chunk:
-                continue
-            data = await self._store.get(key)
-            if data is None:
-                break
-            chunks.append(data)
-            after_chunk = number
-        return chunks, after_chunk
-
-    # --- waiting ---
+        """The reply, of the kind that this request has. Raises Refused."""
+        (reply,) = await self.ask(request)
+        return expect(reply, kind)
 
     async def job(self, job_id: bytes) -> c.JobView:
         """One job. Raises Refused if there is none."""
-        found = (await self.get(c.GetJobs([job_id]), c.Found)).items[0]
-        if isinstance(found, Refusal):
-            raise Refused(found)
-        return found
+        found = await self.get(c.GetJobs([job_id]), c.Found)
+        return expect(found.items[0], c.JobView)
+
+    async def statuses(self) -> list[c.ManagerStatus]:
+        return await self._managers.statuses()
+
+    # --- waiting ---
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a job now."""
+        return self._waiters
 
     async def wait_for_job(self, job_id: bytes, seconds: float) -> c.JobView:
         """The job when it has ended, or as it is after `seconds`. Raises Refused."""
         if seconds <= 0:
             return await self.job(job_id)
-        if sum(map(len, self._waiters.values())) >= WAITERS_MAX:
-            raise Refused(Refusal("no_leader", "too many callers wait", None, RETRY_AFTER_SECONDS))
-        ended = asyncio.Event()
-        self._waiters.setdefault(job_id, set()).add(ended)
+        if self._waiters >= WAITERS_MAX:
+            raise Refused(Refusal("overloaded", "too many callers wait", None, RETRY_AFTER_SECONDS))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        self._waiters += 1
+        ended = self._watch.add(job_id)
         try:
-            if self._subscription is None or self._subscription.done():
-                await self._subscribe()
-            deadline = asyncio.get_running_loop().time() + seconds
             while True:
+                refusal = await self._watch.started()
+                if refusal is not None:
+                    raise Refused(refusal)
+                ended.clear()
                 view = await self.job(job_id)
-                left = deadline - asyncio.get_running_loop().time()
+                left = deadline - loop.time()
                 if view.state in TERMINAL or left <= 0:
                     return view
-                ended.clear()
                 try:
                     async with asyncio.timeout(left):
                         await ended.wait()
                 except TimeoutError:
-                    pass  # the job as it is now is the answer
+                    return await self.job(job_id)
         finally:
-            self._waiters[job_id].discard(ended)
-            if not self._waiters[job_id]:
-                del self._waiters[job_id]
-
-    async def _subscribe(self) -> None:
-        """Know the feed's end before anybody looks at a job."""
-        page = await self.get(c.ReadFeed(-1), c.FeedPage)
-        if self._subscription is None or self._subscription.done():
-            self._feed_after = page.next
-            self._subscription = asyncio.get_running_loop().create_task(self._follow_feed(), name="feed")
-
-    async def _follow_feed(self) -> None:
-        while self._waiters:
-            assert self._feed_after is not None
-            try:
-                page = await self._managers.wait_feed(self._feed_after, FEED_WAIT_SECONDS)
-            except Unavailable:
-                self._wake_all()
-                await asyncio.sleep(0.2)
-                continue
-            if page.next < self._feed_after:  # cannot be: the feed only grows; look again at everything
-                self._wake_all()
-            self._feed_after = page.next
-            for entry in page.entries:
-                for waiter in self._waiters.get(entry.id, ()):
-                    waiter.set()
-
-    def _wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.set()
+            self._waiters -= 1
+            self._watch.remove(job_id, ended)
 
     async def wait_feed(self, after: int, seconds: float, limit: int) -> c.FeedPage:
         """A page of the feed, at once or when something has finished. Raises Refused."""
         page = await self.get(c.ReadFeed(after, limit), c.FeedPage)
-        if page.entries or seconds <= 0 or limit == 0:
+        if page.entries or seconds <= 0 or limit == 0 or page.next < page.newest:
             return page
         try:
             waited = await self._managers.wait_feed(page.next, seconds)
@@ -296,5 +168,80 @@ class Gateway:
             waited.next = waited.entries[-1].seq
         return waited
 
-    async def statuses(self) -> list[c.ManagerStatus]:
-        return await self._managers.statuses()
+    # --- objects ---
+
+    async def read_blob(self, ref: BlobRef) -> bytes:
+        """The bytes of a reference. Raises Refused if they are gone, StoreError."""
+        return b"".join([piece async for piece in self.stream_blob(ref)])
+
+    async def stream_blob(self, ref: BlobRef) -> AsyncIterator[bytes]:
+        """The same in pieces. Raises before the first piece if the object is gone."""
+        end = ref.offset + ref.length
+        offset = ref.offset
+        while offset < end:
+            length = min(CHUNK_BYTES, end - offset)
+            piece = await self._read(ref.key, offset, length)
+            if piece is None or len(piece) != length:
+                raise Refused(Refusal("not_found", "what the job refers to is not in the store any more"))
+            yield piece
+            offset += length
+
+    async def read_result(self, result: Result) -> bytes:
+        return await self.read_blob(result.ref) if result.ref is not None else (result.data or b"")
+
+    async def read_log(self, job_id: bytes, attempt: int, after_chunk: int = -1) -> tuple[list[bytes], int]:
+        """The chunks of an attempt's output after a chunk's number, and the last number read."""
+        prefix = f"logs/{id_text(job_id)}/{attempt}/"
+        chunks: list[bytes] = []
+        for key in await self._list(prefix):
+            number = int(key.removeprefix(prefix))
+            if number <= after_chunk:
+                continue
+            chunk = await self._read(key)
+            if chunk is None:
+                break  # retired while it was read
+            chunks.append(chunk)
+            after_chunk = number
+        return chunks, after_chunk
+
+    async def _read(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None:
+        return await _insist(lambda: self._store.get(key, offset, length))
+
+    async def _list(self, prefix: str) -> list[str]:
+        return await _insist(lambda: self._store.list(prefix))
+
+
+def expect(reply: object, kind: type[T]) -> T:
+    """The reply, if it is of this kind. Raises Refused with a refusal."""
+    if isinstance(reply, Refusal):
+        raise Refused(reply)
+    if not isinstance(reply, kind):
+        raise TypeError(f"expected {kind.__name__} of the leader, got {type(reply).__name__}")
+    return reply
+
+
+def _payload_bytes(jobs: list[NewJob]) -> int:
+    return sum([len(job.payload) for job in jobs if type(job.payload) is bytes])
+
+
+def _size_bytes(command: c.Enqueue) -> int:
+    """What an enqueue takes in a flight, roughly; a job with a reference counts as one without a payload."""
+    labels = sum(len(text) for each in command.options for pair in each.labels for text in pair)
+    return (
+        _payload_bytes(command.jobs)
+        + labels
+        + JOB_BYTES * len(command.jobs)
+        + 2 * REQUEST_BYTES * len(command.options)
+    )
+
+
+async def _insist(read: Callable[[], Awaitable[T]]) -> T:
+    """A read, a few times if the store does not answer. Raises StoreError."""
+    pause = READ_PAUSE_SECONDS
+    for _ in range(READ_TRIES - 1):
+        try:
+            return await read()
+        except StoreError:
+            await asyncio.sleep(pause)
+            pause *= 2
+    return await read()

@@ -101,8 +101,9 @@ def _matches(job: Job, query: c.ListJobs) -> bool:
 
 def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
     """Finished jobs after a place, in order of completion. A place below 0 means the end: no entries."""
+    newest = state.next_finish_seq - 1
     if query.after < 0:
-        return c.FeedPage([], state.next_finish_seq - 1, state.feed_first)
+        return c.FeedPage([], newest, state.feed_first, newest)
     entries: list[c.FeedEntry] = []
     place = max(query.after + 1, state.feed_first)
     limit = min(query.limit, PAGE_MAX * 10)
@@ -112,7 +113,7 @@ def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
         if job is not None:
             entries.append(_feed_entry(job, place))
         place += 1
-    return c.FeedPage(entries, max(place - 1, query.after), state.feed_first, state.next_finish_seq - 1)
+    return c.FeedPage(entries, max(place - 1, query.after), state.feed_first, newest)
 
 
 def _feed_entry(job: Job, place: int) -> c.FeedEntry:

@@ -1,0 +1,105 @@
+"""Waiting for jobs: one subscription to the completion feed for everybody who waits in this replica.
+
+While somebody waits, one long poll of the feed is open; it wakes whoever waits for a job that it names. The
+feed is durable and its places never change, so the subscription goes on at its place with the next leader.
+
+No wake-up is lost because the order is: fix the place in the feed, then look at the job, then wait. A job
+that finished before the look is seen by the look; one that finishes after it is after the place. A wake-up
+without a reason is harmless: whoever is woken looks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from .commands import FeedPage, ReadFeed
+from .errors import Refusal, Unavailable
+from .flights import Flights, Managers, Ticket
+
+POLL_SECONDS = 5.0
+RETRY_SECONDS = 0.1
+RETRY_SECONDS_MAX = 1.0
+# A busy feed that wakes nobody here is read in larger pieces, at this price in latency.
+QUIET_PAUSE_SECONDS = 0.002
+QUIET_PAUSE_SECONDS_MAX = 0.02
+AT_THE_END = -1  # as a place: no entries, only where the feed ends
+
+
+class FeedWatch:
+    """Who waits for which job, and the task that reads the feed for them."""
+
+    def __init__(self, managers: Managers, flights: Flights) -> None:
+        self._managers = managers
+        self._flights = flights
+        self._waiting: dict[bytes, set[asyncio.Event]] = {}
+        self._place: int | None = None
+        self._starting: asyncio.Task[Refusal | None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def add(self, job_id: bytes) -> asyncio.Event:
+        """An event that is set when the job may have finished. Give it back with `remove`."""
+        event = asyncio.Event()
+        self._waiting.setdefault(job_id, set()).add(event)
+        return event
+
+    def remove(self, job_id: bytes, event: asyncio.Event) -> None:
+        events = self._waiting[job_id]
+        events.discard(event)
+        if not events:
+            del self._waiting[job_id]
+
+    async def started(self) -> Refusal | None:
+        """Returns when the subscription stands, or why it does not. Look at the job after this."""
+        if self._task is not None and not self._task.done() and self._place is not None:
+            return None
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.get_running_loop().create_task(self._start(), name="feed start")
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Refusal | None:
+        if self._task is not None and not self._task.done() and self._place is not None:
+            return None
+        ticket = Ticket([ReadFeed(AT_THE_END, 0)], 0)
+        self._flights.submit(ticket)
+        (reply,) = await ticket.replies
+        if isinstance(reply, Refusal):
+            return reply
+        assert isinstance(reply, FeedPage)
+        self._place = reply.next
+        self._task = asyncio.get_running_loop().create_task(self._read_on(), name="feed watch")
+        return None
+
+    async def _read_on(self) -> None:
+        """Follow the feed while somebody waits."""
+        pause = RETRY_SECONDS
+        quiet = 0
+        while self._waiting and self._place is not None:
+            try:
+                page = await self._managers.wait_feed(self._place, POLL_SECONDS)
+            except Unavailable:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
+                continue
+            pause = RETRY_SECONDS
+            woken = self._take(page)
+            quiet = quiet + 1 if page.entries and not woken else 0
+            if quiet:
+                await asyncio.sleep(min(quiet * QUIET_PAUSE_SECONDS, QUIET_PAUSE_SECONDS_MAX))
+        self._place = None
+
+    def _take(self, page: FeedPage) -> int:
+        """Wake who waits for what the page names. Returns how many jobs were waited for."""
+        assert self._place is not None
+        if page.oldest > self._place + 1:  # part of the feed has passed its retention unread
+            woken = list(self._waiting)
+        else:
+            woken = [entry.id for entry in page.entries if entry.id in self._waiting]
+        self._place = page.next
+        for job_id in woken:
+            for event in self._waiting.get(job_id, ()):
+                event.set()
+        return len(woken)
