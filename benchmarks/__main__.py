@@ -1,0 +1,86 @@
+"""Measure a fresh service: `python -m benchmarks [--store directory|s3] [--only NAME…] [--json FILE]`.
+
+Each figure is a JSON line on stdout and a row of the table at the end, with what it ran on. Services are
+started on free ports in folders of their own and ended afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from jobsvc import service
+from jobsvc.settings import PoolSettings, Settings
+
+from . import figures
+from .figures import Bench, Figure
+
+
+def machine() -> str:
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+
+
+def start(folder: Path, data: str, endpoint: str | None) -> Bench:
+    settings = Settings(
+        data=data,
+        s3_endpoint_url=endpoint,
+        tasks=("benchmarks.bench_tasks",),
+        pools={"default": PoolSettings(min_workers=2, max_workers=2)},
+    )
+    run_dir = folder / "run"
+    info = service.up(settings, run_dir=run_dir, say=lambda _: None)
+    return Bench(settings, run_dir, info)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", choices=["directory", "s3"], default="directory")
+    parser.add_argument("--only", nargs="*", choices=sorted(figures.ALL), default=sorted(figures.ALL))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found: list[Figure] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jobsvc-bench-")))
+        data, endpoint = str(folder / "data"), None
+        if options.store == "s3":
+            from tests.s3_server import running_s3
+
+            server = stack.enter_context(running_s3())
+            data, endpoint = server.settings("bench").data, server.endpoint_url
+        bench = start(folder, data, endpoint)
+        stack.callback(lambda: service.down(run_dir=bench.run_dir, say=lambda _: None))
+        for name in figures.ALL:
+            if name not in options.only:
+                continue
+            for figure in figures.ALL[name](bench):
+                figure.store, figure.machine = options.store, machine()
+                found.append(figure)
+                line = msgspec.json.encode(figure).decode()
+                print(line, flush=True)
+                if options.json:
+                    with options.json.open("a") as lines:
+                        lines.write(line + "\n")
+    table = Table("figure", "value", "unit", "notes", title=f"{options.store} store; {machine()}")
+    for figure in found:
+        table.add_row(figure.name, f"{figure.value:,.2f}", figure.unit, figure.notes)
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()
