@@ -7,8 +7,8 @@ after a delay of its own:
 
 and the caller waits `timeout_seconds` at most. From this alone follows what is hard about S3: an answer
 that is late is UNKNOWN although the bytes are there, and an effect that is late comes after the caller
-has given up, or has died. The effect belongs to a task of its own, so cancelling the caller recalls
-nothing: that is the write of a dead leader which lands in the time of the next.
+has given up, or has died. The effect belongs to a task and a context of its own, so cancelling or
+freezing the caller recalls nothing: that is the write of a dead leader which lands in the time of the next.
 
 On top come faults by rate: `error` (no effect, UNKNOWN), `lost` (effect, UNKNOWN), `late` (UNKNOWN at once,
 the effect up to `late_seconds` later). For gets, lists and deletes UNKNOWN is StoreError.
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from random import Random
 from typing import Any, NamedTuple
 
@@ -149,7 +150,7 @@ class FaultyObjectStore:
     async def _request(self, rates: FaultRates, effect: Callable[[], Awaitable[Any]]) -> Any:
         plan = self._plan(rates)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._fly(plan, effect, answer))
+        task = asyncio.create_task(self._fly(plan, effect, answer), context=Context())
         self.flying.add(task)
         task.add_done_callback(self.flying.discard)
         await asyncio.wait([answer], timeout=self._timeout_seconds)

@@ -115,7 +115,8 @@ class LogReader:
         self._stale: str | None = None  # why this reader must restart
         self._end_is_proved = False  # J12 was checked since the last restart
         self._mismatch: Position | None = None  # where the log did not fit, until replay gets past it
-        self._invalid_snapshots: frozenset[Position] = frozenset()
+        self._base: Position | None = None  # of the snapshot from which this replay began
+        self._invalid_snapshots: frozenset[Position] = frozenset()  # found newer than the base at the restart
 
     @property
     def store(self) -> ObjectStore:
@@ -138,6 +139,7 @@ class LogReader:
         self._mark = loaded.mark
         self._stale = None
         self._end_is_proved = False
+        self._base = loaded.mark.last_position
         self._invalid_snapshots = loaded.invalid
         return loaded.body
 
@@ -182,49 +184,65 @@ class LogReader:
     async def check_stale(self) -> None:
         """J7 at silence: call about every 5 s of `read_next` returning None. Raises StaleReader."""
         position = self._mark.next_position
-        newest = await _newest_snapshot(self._store)
-        if newest is None or newest < position or self._mark.next_position != position:
+        snapshots = await list_snapshots(self._store)
+        if not snapshots or snapshots[-1] < position or self._mark.next_position != position:
             return
-        if newest in self._invalid_snapshots:
+        newest = snapshots[-1]
+        if newest in self._invalid_snapshots and self._nothing_was_pruned(snapshots):
             raise DataMissing(
                 f"{log_key(position)} is gone, and {snapshot_key(newest)}, which covers it, does not verify"
             )
-        raise self._gone_stale(f"there is a snapshot of {newest}, and {position} is not there to read")
+        raise self._stale_or_missing(snapshots, f"{position} is not there to read")
 
-    async def prove_end(self) -> None:
+    async def prove_end(self) -> bool:
         """J12: once after each restart, prove that nothing lies beyond the end of replay.
 
         With one record in the air, any object beyond the next key was written after the next key; so
-        if that one is not there, it was pruned (then I am stale), or it is lost.
+        if that one is not there, it was pruned (then I am stale), or it is lost. False: replay has not come
+        to the end, read on.
         """
         if self._end_is_proved:
-            return
+            return True
         mark = self._mark
         positions = positions_of(await self._store.list(LOG_PREFIX), LOG_PREFIX)
         beyond = [position for position in positions if position > mark.next_position]
+        if beyond and await self._store.get(log_key(mark.next_position)) is not None:
+            return False  # written since the last look; the order matters: list, get, list snapshots
+        await self.check_stale()
+        if self._mark is not mark:
+            return False
         if beyond:
-            # Written since the last look? Then it is there now. The order matters: list, get, list snapshots.
-            if self._mark is not mark or await self._store.get(log_key(mark.next_position)) is not None:
-                return
-            await self.check_stale()
-            if self._mark is not mark:
-                return
             raise DataMissing(
                 f"{log_key(mark.next_position)} is missing, but {len(beyond)} records lie beyond it, "
                 f"from {log_key(beyond[0])} to {log_key(beyond[-1])}"
             )
-        self._end_is_proved = self._mark is mark
+        self._end_is_proved = True
+        return True
 
     async def _refuse_if_stale_on_takeover(self, takeover: Record) -> None:
-        """J7: a takeover counts only if its number had not been used and pruned before.
-
-        A snapshot that was found invalid at the last restart is no reason to start over: the restart would
-        come to the same place again.
-        """
+        """J7: a takeover counts only if its number had not been used and pruned before."""
         snapshots = await list_snapshots(self._store)
-        newest = max((p for p in snapshots if p not in self._invalid_snapshots), default=None)
-        if newest is not None and newest >= takeover.position:
-            raise self._gone_stale(f"a takeover at {takeover.position}, behind the snapshot of {newest}")
+        if not snapshots or snapshots[-1] < takeover.position:
+            return
+        if snapshots[-1] in self._invalid_snapshots and self._nothing_was_pruned(snapshots):
+            return  # it is older than that snapshot, and true; a restart would only come here again
+        raise self._stale_or_missing(snapshots, f"there is a takeover at {takeover.position}")
+
+    def _nothing_was_pruned(self, snapshots: list[Position]) -> bool:
+        """Whether no number after this replay's base can have been pruned, though newer snapshots exist.
+
+        Pruning keeps everything after the second newest snapshot. So it is certain only if the base of this
+        replay is that one; with two damaged snapshots after the base it is not.
+        """
+        return len(snapshots) > 1 and snapshots[-2] == self._base
+
+    def _stale_or_missing(self, snapshots: list[Position], finding: str) -> JobsvcError:
+        """The history goes on beyond here: a restart helps, unless it would find the same snapshot again."""
+        reason = f"{finding}, behind the snapshot of {snapshots[-1]}"
+        newer = [position for position in snapshots if self._base is None or position > self._base]
+        if all(position in self._invalid_snapshots for position in newer):
+            return DataMissing(f"{reason}; none of the {len(newer)} newer snapshots verifies")
+        return self._gone_stale(reason)
 
     def _verified(self, encoded: bytes) -> Record:
         """The record in these bytes of the next key. Raises StaleReader, the second time DataMissing."""
@@ -247,6 +265,8 @@ class LogReader:
             return f"it is record {record.position}"
         if record.previous != self._mark.chain:
             return "the chain hash does not fit"
+        if not record.log_time >= self._mark.log_time:
+            return "log time goes back"
         return None
 
     def _step_over(self, record: Record) -> None:
@@ -286,7 +306,8 @@ async def claim(
     claim is known by its bytes. Raises StepDown if the store does not tell how it went.
     """
     reader._refuse_if_stale()
-    await reader.prove_end()
+    if not await reader.prove_end():
+        return None
     store, mark = reader.store, reader.mark
     takeover = takeover_record(mark, reader.cluster_id, nonce, log_time=max(mark.log_time, log_time))
     patience = _Patience(random, stepdown_seconds)

@@ -251,7 +251,8 @@ async def prune(store: ObjectStore, cluster_id: bytes) -> int:
         if position <= cut and not _keeps_takeovers(position, ends)
     ]
     superfluous = [snapshot_key(position) for position in positions if position < cut]
-    for keys in (forgotten, superfluous):
+    # Snapshots first: one whose log is gone behind it must not be there to begin a replay from.
+    for keys in (superfluous, forgotten):
         for start in range(0, len(keys), _DELETES_AT_ONCE):
             # Oldest first: what an interrupted pruning leaves is a shorter log, not one with holes.
             await asyncio.gather(*map(store.delete, keys[start : start + _DELETES_AT_ONCE]))
