@@ -27,9 +27,9 @@ from . import decisions, job_views, retirement
 from .commit_loop import CommitLoop, Peer
 from .errors import Refusal
 from .events import EpochBegan, Event
-from .jobs import TERMINAL, Finished, Grant, JobOptions, WorkerOrders, WorkerReport
+from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, WorkerOrders, WorkerReport
 from .journal import LogWriter
-from .object_store import ObjectStore, StoreError
+from .object_store import ObjectStore, PutOutcome, StoreError
 from .queue_state import QueueState
 from .scaling import JobSeconds
 from .settings import Settings
@@ -81,6 +81,7 @@ class Leader:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._next_tick_at = 0.0
         self._retired_at = self._loop.time()
+        self._retiring = False
 
     # --- the life of a leadership ---
 
@@ -241,23 +242,30 @@ class Leader:
         orders = WorkerOrders(lease_seconds=self._settings.lease_seconds, retire=worker.retiring)
         held = self.state.leases.get(worker.name, {})
         holding = set(report.holding)
-        numbers: dict[int, int] = {}
+        missing: list[Job] = []
         for job_id, job in held.items():
             lease = self.state.lease_of(job)
             if lease is not None and lease.cancel_requested:
                 orders.cancel.append((job_id, job.attempt))
-            if (job_id, job.attempt) in holding:
-                continue
-            number = numbers.get(id(job.options))
-            if number is None:
-                number = numbers[id(job.options)] = len(orders.options)
-                orders.options.append(job.options)
-            orders.grants.append(Grant(job_id, job.attempt, number, job.payload))
+            if (job_id, job.attempt) not in holding:
+                missing.append(job)
+        missing.sort(key=lambda job: (-job.options.priority, job.seq))  # restored leases have no order
+        self._grant(missing, orders)
         for job_id, attempt in report.holding:
             own = held.get(job_id)
             if own is None or own.attempt != attempt:
                 orders.drop.append((job_id, attempt))
         return orders
+
+    def _grant(self, jobs: list[Job], orders: WorkerOrders) -> None:
+        """Put leases into the orders; options travel once."""
+        numbers: dict[JobOptions, int] = {options: n for n, options in enumerate(orders.options)}
+        for job in jobs:
+            number = numbers.get(job.options)
+            if number is None:
+                number = numbers[job.options] = len(orders.options)
+                orders.options.append(job.options)
+            orders.grants.append(Grant(job.id, job.attempt, number, job.payload))
 
     def _lease(self, worker: KnownWorker, report: WorkerReport, orders: WorkerOrders) -> None:
         """Lease new jobs to a worker that asks for them."""
@@ -269,14 +277,7 @@ class Leader:
         if leased is None:
             return
         self.apply_events([leased])
-        numbers: dict[JobOptions, int] = {options: n for n, options in enumerate(orders.options)}
-        for job_id in leased.ids:
-            job = self.state.jobs[job_id]
-            number = numbers.get(job.options)
-            if number is None:
-                number = numbers[job.options] = len(orders.options)
-                orders.options.append(job.options)
-            orders.grants.append(Grant(job_id, job.attempt, number, job.payload))
+        self._grant([self.state.jobs[job_id] for job_id in leased.ids], orders)
         worker.can_take = 0
         worker.idle_since = None
 
@@ -315,10 +316,10 @@ class Leader:
         if worker.being_lost:
             return
         worker.being_lost = True
+        running = worker.running  # as it was: a next life under this name may report while the store is read
         keys, finished = await self._read_outbox(name)
         self.commits.stamp()
         self.apply_events(decisions.settle(self.state, name, worker.node, finished).events)
-        running = worker.running
         if name in self.state.leases:
             self._count("leases_expired", len(self.state.leases[name]))
         self.commits.stamp()
@@ -365,11 +366,20 @@ class Leader:
                 self.serve_waiting()
         for worker in self.registry.silent(self._loop.time(), self._settings.lease_seconds):
             self.begin(self.lose_worker(worker.name), f"loss of {worker.name}")
-        if self._loop.time() - self._retired_at >= RETIRE_EVERY_SECONDS:
-            self._retired_at = self._loop.time()
-            await self._retire()
+        if not self._retiring and self._loop.time() - self._retired_at >= RETIRE_EVERY_SECONDS:
+            self._retiring = True
+            self.begin(
+                self._retire(), "retirement"
+            )  # apart: deleting thousands of objects must not stop time
 
     async def _retire(self) -> None:
+        try:
+            await self._retire_some()
+        finally:
+            self._retired_at = self._loop.time()
+            self._retiring = False
+
+    async def _retire_some(self) -> None:
         """Write the lines of jobs past their retention, let them go, then delete what only they needed."""
         if not self.state.feed:
             return
@@ -378,13 +388,13 @@ class Leader:
         if not jobs:
             return
         lines = retirement.ndjson(jobs)
-        await insist(self._store.put_new, retirement.key(jobs), lines)
+        await insist_put(self._store, retirement.key(jobs), lines)
         still = [job for job in jobs if self.state.jobs.get(job.id) is job and job.state in TERMINAL]
         self.commits.stamp()
         event, keys = decisions.retired(self.state, still)
         self.apply_events([event])
         await self.commits.settled()
-        keys += await retirement.owned_keys(self._store, still)
+        keys += await insist(retirement.owned_keys, self._store, still)
         for key in keys:
             await insist(self._store.delete, key)
 
@@ -427,3 +437,11 @@ async def insist(request: Callable[..., Coroutine[Any, Any, Answer]], *arguments
         except StoreError:
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
+
+
+async def insist_put(store: ObjectStore, key: str, data: bytes) -> None:
+    """Put until it is known to be there."""
+    delay = 0.05
+    while await store.put_new(key, data) is PutOutcome.UNKNOWN:
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 2.0)
