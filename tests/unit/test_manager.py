@@ -1,0 +1,463 @@
+"""The pair of managers: follow, take over, lead; and what a leader does for replicas and workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from jobsvc import commands as c
+from jobsvc.errors import Fatal, Fenced
+from jobsvc.events import JobsEnqueued, JobsLeased
+from jobsvc.jobs import BlobRef, NotLeader, Outcome, Result, State, encode, id_text
+from jobsvc.queue_snapshot import check_invariants, fingerprint
+from jobsvc.settings import PoolSettings
+
+from .manager_world import Pair, done, enqueue_of, run, until
+from .queue_world import job_id
+
+
+def same_jobs(first: object, second: object) -> bool:
+    for manager in (first, second):
+        check_invariants(manager.state)  # type: ignore[attr-defined]
+    times = first.state.log_time, second.state.log_time  # type: ignore[attr-defined]
+    second.state.log_time = first.state.log_time  # type: ignore[attr-defined]
+    try:
+        return fingerprint(first.state) == fingerprint(second.state)  # type: ignore[attr-defined]
+    finally:
+        second.state.log_time = times[1]  # type: ignore[attr-defined]
+
+
+def test_one_leads_and_the_other_follows() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        # given jobs that the leader has taken
+        ids = await pair.enqueue(a, 1, 2, 3)
+        # then the standby has them too, and says who leads
+        await until(lambda: len(b.state.jobs) == 3)
+        assert same_jobs(a, b)
+        answers = [
+            await b.handle_flight(encode(c.Flight([c.GetJobs(ids)]))),
+            await b.wait_feed(0, 0.0),
+        ]
+        for answer in answers:
+            assert msgspec.msgpack.decode(answer, type=NotLeader) == NotLeader("manager-a")
+        assert await pair.raw_report(b) == NotLeader("manager-a")
+        status = pair.status(a)
+        assert (status.role, status.epoch, status.healthy) == ("leader", 1, True)
+        await until(lambda: pair.status(a).applied_records == pair.status(b).applied_records)
+
+    run(story)
+
+
+def test_two_that_start_together_agree_on_one() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = pair.start("manager-a"), pair.start("manager-b")
+        await until(lambda: {a.role, b.role} == {"leader", "standby"})
+        await asyncio.sleep(30.0)
+        assert {a.role, b.role} == {"leader", "standby"}
+        assert all(not task.done() for task in pair.tasks.values())
+
+    run(story)
+
+
+def test_a_flight_is_answered_in_order_when_its_record_is_durable() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        # given a store that does not answer for a while
+        pair.store.open.clear()
+        ids = [job_id(1), job_id(2)]
+        asked = [enqueue_of(ids), c.GetJobs(ids[:1]), c.Cancel(ids[1:]), c.Retry([job_id(9)])]
+        flight = asyncio.create_task(pair.ask(a, *asked))
+        read = asyncio.create_task(pair.ask(a, c.GetJobs(ids)))
+        # then nobody hears anything, readers neither: what they would hear is not durable
+        await asyncio.sleep(1.0)
+        assert not flight.done() and not read.done()
+        pair.store.open.set()
+        accepted, found, cancelled, retried = await flight
+        assert accepted == c.Accepted(ids, True) and found.items[0].state is State.QUEUED
+        assert cancelled == c.Changed([State.CANCELLED]) and retried.items[0].code == "unknown_job"
+        assert [view.state for view in (await read)[0].items] == [State.QUEUED, State.CANCELLED]
+
+    run(story)
+
+
+def test_many_flights_share_a_record() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await asyncio.gather(*(pair.enqueue(a, number) for number in range(1, 201)))
+        enqueues = [
+            events for events in await pair.events() if any(isinstance(e, JobsEnqueued) for e in events)
+        ]
+        assert sum(len(events) for events in enqueues) == 200
+        assert len(enqueues) <= 3
+
+    run(story)
+
+
+def test_who_waits_gets_the_lease_in_the_record_of_the_enqueue() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        # given an idle worker that waits
+        waiting = asyncio.create_task(pair.report(a, can_take=5, wait_seconds=20.0))
+        await asyncio.sleep(1.0)
+        assert not waiting.done()
+        # when a job comes
+        [job] = await pair.enqueue(a, 1)
+        # then the worker has it, and one record says both
+        orders = await waiting
+        assert [grant.job_id for grant in orders.grants] == [job]
+        assert orders.options[orders.grants[0].option].task == "demo.task"
+        [record] = [e for e in await pair.events() if any(isinstance(each, JobsEnqueued) for each in e)]
+        assert [type(event) for event in record] == [JobsEnqueued, JobsLeased]
+
+    run(story)
+
+
+def test_few_jobs_are_spread_over_those_who_wait() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        calls = [
+            asyncio.create_task(pair.report(a, f"w{n}", can_take=100, wait_seconds=20.0)) for n in range(4)
+        ]
+        await asyncio.sleep(0.5)
+        await pair.enqueue(a, *range(1, 9))
+        assert [len((await call).grants) for call in calls] == [2, 2, 2, 2]
+
+    run(story)
+
+
+def test_a_newer_call_ends_an_older_one() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        older = asyncio.create_task(pair.report(a, can_take=1, wait_seconds=60.0))
+        await asyncio.sleep(0.5)
+        newer = asyncio.create_task(pair.report(a, can_take=1, wait_seconds=60.0))
+        assert (await asyncio.wait_for(older, 1.0)).grants == []
+        await pair.enqueue(a, 1)
+        assert len((await newer).grants) == 1
+
+    run(story)
+
+
+def test_a_lost_grant_is_granted_again_under_the_same_attempt() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1, 2)
+        first = await pair.report(a, can_take=2)
+        # when the answer got lost, the worker asks again with empty hands
+        again = await pair.report(a, can_take=2)
+        assert again.grants == first.grants and len(first.grants) == 2
+        # when half of it arrived, it gets the other half
+        held = [(first.grants[0].job_id, 1)]
+        assert (await pair.report(a, holding=held, can_take=1)).grants == first.grants[1:]
+
+    run(story)
+
+
+def test_a_completion_is_taken_once_and_its_repetition_is_stale() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        feed = asyncio.create_task(pair.feed(a, 0, 30.0))
+        assert (await pair.report(a, finished=[done(grant)])).stale == []
+        assert (await pair.report(a, finished=[done(grant)])).stale == [(grant.job_id, 1)]
+        assert [entry.id for entry in (await feed).entries] == [grant.job_id]
+        assert pair.status(a).counters["stale_results"] == 1
+
+    run(story)
+
+
+def test_the_feed_waits_no_longer_than_it_was_told() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        began = asyncio.get_running_loop().time()
+        assert (await pair.feed(a, 0, 5.0)).entries == []
+        assert 5.0 <= asyncio.get_running_loop().time() - began < 5.5
+
+    run(story)
+
+
+def test_a_dead_leader_is_replaced_at_once_and_knows_everything() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        await pair.enqueue(a, 1, 2)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        # when the leader dies, and the rim says so
+        pair.kill("manager-a")
+        began = asyncio.get_running_loop().time()
+        b.suspect_leader()
+        await until(lambda: b.role == "leader")
+        assert asyncio.get_running_loop().time() - began < 0.2
+        # then the worker re-attaches: what it holds stays its own, its completion counts once
+        orders = await pair.report(b, holding=[(grant.job_id, 1)], busy=True)
+        assert orders.drop == [] and orders.grants == []
+        assert (await pair.report(b, finished=[done(grant)])).stale == []
+        assert [view.state for view in (await pair.ask(b, c.GetJobs([job_id(1), job_id(2)])))[0].items] == [
+            State.SUCCEEDED,
+            State.QUEUED,
+        ]
+        assert pair.status(b).epoch == 2
+        # and the dead one comes back as standby
+        again = pair.start("manager-a")
+        await until(lambda: again.role == "standby" and same_jobs(b, again))
+
+    run(story)
+
+
+def test_silence_alone_is_enough_to_take_over_and_the_old_leader_is_fenced() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        # given a leader that hangs in its store and cannot reach the standby
+        pair.peers["manager-a"].cut = True
+        stuck = pair.store.put_new
+        held = asyncio.Event()
+
+        async def hold(key: str, data: bytes) -> object:
+            if asyncio.current_task() in pair_tasks(a):
+                await held.wait()
+            return await stuck(key, data)
+
+        pair.store.put_new = hold  # type: ignore[method-assign]
+        answer = asyncio.create_task(pair.ask(a, enqueue_of([job_id(7)])))
+        # when the standby has heard nothing for long enough, it leads
+        await until(lambda: b.role == "leader", 20.0)
+        # and when the old one wakes, it ends, and answers nobody
+        held.set()
+        with pytest.raises((Fenced, Fatal)):
+            await asyncio.wait_for(asyncio.shield(pair.tasks["manager-a"]), 30.0)
+        assert not answer.done()
+        answer.cancel()
+        [found] = await pair.ask(b, c.GetJobs([job_id(7)]))
+        assert found.items[0].code == "unknown_job"  # its sender sends it again
+
+    def pair_tasks(manager: object) -> set[object]:
+        leader = manager.leader  # type: ignore[attr-defined]
+        return leader._tasks if leader is not None else set()
+
+    run(story, stepdown_seconds=60.0)
+
+
+def test_a_read_after_a_long_sleep_needs_a_commit() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.ask(a, c.GetQueues())
+        before = len(await pair.records())
+        # given a leader that committed just now, a read costs nothing
+        await pair.enqueue(a, 1)
+        await pair.ask(a, c.GetQueues())
+        assert len(await pair.records()) == before + 1
+        # when it has not committed for longer, a read waits for a record of its own
+        assert a.leader is not None
+        a.leader.commits.committed_at -= 100.0
+        await pair.ask(a, c.GetQueues())
+        assert len(await pair.records()) == before + 2
+
+    run(story, idle_record_seconds=1000.0, takeover_silence_seconds=10_000.0)
+
+
+def test_the_standby_writes_snapshots_and_a_third_recovers_from_one() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        for number in range(1, 61):
+            await pair.enqueue(a, number)
+            if number % 3 == 0:
+                orders = await pair.report(a, can_take=1)
+                await pair.report(a, finished=[done(grant) for grant in orders.grants])
+        await until(lambda: any(key.startswith("snapshots/") for key in pair.store_keys()))
+        await until(lambda: "log/0000000001/000000000000" not in pair.store_keys())
+        # when both die, and one comes back
+        pair.kill("manager-a")
+        pair.kill("manager-b")
+        again = pair.start("manager-b")
+        await until(lambda: again.role == "leader")
+        # then it has everything
+        assert len(again.state.jobs) == 60 and again.state.next_finish_seq == a.state.next_finish_seq
+        a.state.epoch = again.state.epoch
+        assert same_jobs(a, again)
+
+    run(story, snapshot_records=10)
+
+
+def test_a_lost_workers_outbox_is_settled_before_its_leases_are_given_back() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        ids = await pair.enqueue(a, 1, 2, 3)
+        grants = (await pair.report(a, can_take=3)).grants
+        holding = [(grant.job_id, grant.attempt) for grant in grants]
+        await pair.report(a, holding=holding[1:], busy=True, finished=[])
+        await pair.report(a, holding=holding[1:], busy=True, can_take=0)
+        # given a worker that wrote its first completion to the outbox, runs the second job, and dies
+        await pair.store.put_new("outbox/w1/s/000001", encode([done(grants[0])]))
+        del pair.fleet.there["w1"]
+        a.worker_gone("w1")
+        await until(lambda: not a.state.leases)
+        # then the first counts, the second is charged, the third is not
+        assert [a.state.jobs[each].state for each in ids] == [State.SUCCEEDED, State.QUEUED, State.QUEUED]
+        assert [a.state.jobs[each].crashes for each in ids] == [0, 1, 0]
+        await until(lambda: "outbox/w1/s/000001" not in pair.store_keys())
+        assert "w1" not in a.leader.registry.workers  # type: ignore[union-attr]
+        # and what the dead one held, it must drop if it was not dead at all
+        orders = await pair.report(a, holding=holding[1:], session="s")
+        assert orders.drop == holding[1:]
+
+    run(story)
+
+
+def test_a_silent_worker_is_lost_after_the_lease_time_also_under_a_new_leader() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        [job] = await pair.enqueue(a, 1)
+        await pair.report(a, can_take=1)
+        pair.kill("manager-a")
+        b.suspect_leader()
+        await until(lambda: b.role == "leader")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await until(lambda: b.state.jobs[job].state is State.QUEUED)
+        # then it was given the full time again, and not much more
+        assert 6.0 <= loop.time() - began <= 8.5
+        assert b.state.jobs[job].failures == 0
+
+    run(story, lease_seconds=6.0, heartbeat_seconds=1.0)
+
+
+def test_a_new_life_under_the_same_name_gets_nothing_of_the_old_one() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1)
+        [grant] = (await pair.report(a, can_take=1, session="old")).grants
+        await pair.report(a, holding=[(grant.job_id, 1)], busy=True, session="old")
+        [again] = (await pair.report(a, can_take=1, session="new")).grants
+        assert (again.job_id, again.attempt) == (grant.job_id, 2)
+        assert a.state.jobs[grant.job_id].crashes == 1
+
+    run(story)
+
+
+def test_what_was_never_leased_is_to_be_dropped() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1)
+        strange = [(job_id(1), 1), (job_id(99), 4)]
+        orders = await pair.report(a, holding=strange)
+        assert orders.drop == strange
+
+    run(story)
+
+
+def test_a_cancel_wakes_the_worker_that_runs_the_job() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        [job] = await pair.enqueue(a, 1)
+        await pair.report(a, can_take=1)
+        call = asyncio.create_task(pair.report(a, holding=[(job, 1)], busy=True, wait_seconds=60.0))
+        await asyncio.sleep(0.5)
+        [answer] = await pair.ask(a, c.Cancel([job]))
+        assert answer == c.Changed([State.RUNNING])
+        orders = await asyncio.wait_for(call, 1.0)
+        assert orders.cancel == [(job, 1)]
+        # it is told again until it confirms
+        assert (await pair.report(a, holding=[(job, 1)], busy=True)).cancel == [(job, 1)]
+        [grant] = [done(type("G", (), {"job_id": job, "attempt": 1})(), Outcome.CANCELLED)]
+        await pair.report(a, finished=[grant])
+        assert a.state.jobs[job].state is State.CANCELLED
+
+    run(story)
+
+
+def test_a_delayed_job_comes_in_time() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1, backoff_base_seconds=20.0, backoff_cap_seconds=20.0)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        await pair.report(a, finished=[done(grant, Outcome.RAISED)])
+        details = a.state.jobs[grant.job_id].details
+        assert details is not None and details.run_at is not None
+        due = details.run_at
+        [again] = (await pair.report(a, can_take=1, wait_seconds=60.0)).grants
+        assert again.attempt == 2
+        assert 0.0 <= a.state.log_time - due < 0.1
+
+    run(story)
+
+
+def test_jobs_past_their_retention_leave_a_line_and_nothing_else() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        pack = BlobRef("payloads/p", 0, 2)
+        await pair.store.put_new(pack.key, b"{}")
+        job = job_id(1)
+        command = enqueue_of([job])
+        command.jobs[0].payload = pack
+        await pair.ask(a, command)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        owned = [f"results/{id_text(job)}/1", f"logs/{id_text(job)}/1/000000"]
+        for key in owned:
+            await pair.store.put_new(key, b"x")
+        finished = done(grant, log_bytes=1)
+        finished.result = Result("raw", ref=BlobRef(owned[0], 0, 1))
+        await pair.report(a, finished=[finished])
+        await until(lambda: job not in a.state.jobs, 40.0)
+        await until(lambda: not {pack.key, *owned} & set(pair.store_keys()))
+        [key] = [key for key in pair.store_keys() if key.startswith("finished/")]
+        line = msgspec.json.decode((await pair.store.get(key)) or b"")
+        assert (line["id"], line["state"], len(line["attempts"])) == (id_text(job), "succeeded", 1)
+        [found] = await pair.ask(a, c.GetJobs([job]))
+        assert found.items[0].code == "expired_job"
+
+    run(story, retention_seconds=10.0)
+
+
+# --- pools ----------------------------------------------------------------------------------------
+
+
+def test_a_pool_grows_with_the_work_and_empties_when_it_is_done() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, *range(1, 61))
+        await until(lambda: len(pair.fleet.started) == 3)
+        assert pair.fleet.started == [f"worker-default-1.{n}" for n in (1, 2, 3)]
+
+        async def work(name: str) -> str:
+            finished = []
+            while True:
+                orders = await pair.report(a, name, finished=finished, can_take=50, wait_seconds=5.0)
+                if orders.retire:
+                    await pair.report(a, name, leaving=True)
+                    pair.fleet.there.pop(name)
+                    return name
+                finished = [done(grant) for grant in orders.grants]
+
+        left = await asyncio.gather(*(work(name) for name in list(pair.fleet.started)))
+        assert sorted(left) == pair.fleet.started and pair.fleet.there == {}
+        assert a.state.totals()[State.SUCCEEDED] == 60
+        await until(lambda: not a.leader.registry.workers)  # type: ignore[union-attr]
+
+    pools = {"default": PoolSettings(max_workers=3, idle_seconds=4.0)}
+    run(story, pools=pools)
+
+
+def test_a_worker_that_the_fleet_does_not_know_is_lost() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        [job] = await pair.enqueue(a, 1)
+        await pair.report(a, can_take=1)
+        del pair.fleet.there["w1"]
+        began = asyncio.get_running_loop().time()
+        await until(lambda: a.state.jobs[job].state is State.QUEUED)
+        assert asyncio.get_running_loop().time() - began < 5.0
+
+    run(story)
+
+
+def test_a_worker_that_was_asked_to_leave_and_does_not_is_ended() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        await pair.report(a)
+        await until(lambda: pair.fleet.ended == ["w1"], 120.0)
+
+    pools = {"default": PoolSettings(max_workers=0, idle_seconds=1.0)}
+    run(story, lease_seconds=6.0, heartbeat_seconds=1.0, pools=pools)
