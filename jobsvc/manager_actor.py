@@ -108,9 +108,8 @@ class WorkerFleet:
         from .worker_actor import WorkerActor
 
         options = worker_options(self._settings.pools[pool], name, self._namespace)
-        await asyncio.to_thread(
-            lambda: WorkerActor.options(**options).remote(name, pool, self._settings_text)
-        )
+        actor: Any = WorkerActor
+        await asyncio.to_thread(actor.options(**options).remote, name, pool, self._settings_text)
         _log.info("a worker is started", extra={"worker": name})
 
     async def end(self, name: str) -> None:
