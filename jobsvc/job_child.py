@@ -182,7 +182,9 @@ class JobChild:
 
     # --- end ---
 
-    def watch(self, results: Callable[[], None], output: Callable[[], None], exited: Callable[[], None]) -> None:
+    def watch(
+        self, results: Callable[[], None], output: Callable[[], None], exited: Callable[[], None]
+    ) -> None:
         self._loop.add_reader(self.results_fd, results)
         self._loop.add_reader(self.output_fd, output)
         self._loop.add_reader(self.pid_fd, exited)

@@ -10,16 +10,18 @@ Three pipes and a page of shared memory:
 A frame is four bytes of length and msgpack. The child writes every result at once, so that a crash of the
 next job cannot take it along; the worker reads them by the handful.
 
-**The board.** Jobs are numbered by the worker, upwards for ever. The child writes the number of the job that
-it is about to start into `current`, and only then looks at `recall_below`; the worker raises `recall_below`,
-and only then looks at `current`. Each does a system call that locks between its write and its read, so at least
-one of them sees the other: a job that was called back and is not `current` will never start. (Were that to fail,
-a job would run twice, which at-least-once allows, and its first attempt would be refused as stale.)
+**The board.** Jobs are numbered by the worker, upwards for ever. The child writes the number of the job
+that it is about to start into `current`, and only then looks at `recall_below`; the worker raises
+`recall_below`, and only then looks at `current`. Each does a system call that locks between its write and
+its read, so at least one of them sees the other: a job that was called back and is not `current` will
+never start. (Were that to fail, a job would run twice, which at-least-once allows, and its first attempt
+would be refused as stale.)
 
-**Whose output is it?** When a job has ended, the child writes a mark with its number into the output pipe,
-but only if there may be something in front of it: bytes wait in the pipe, or the worker has read some since the
-last mark. The worker raises `reads` before every read, so what is no longer in the pipe shows there. All
-bytes between two marks belong to the job of the second one; a silent job costs one `ioctl`, no write.
+**Whose output is it?** When a job has ended, the child writes a mark with its number into the output
+pipe, but only if there may be something in front of it: bytes wait in the pipe, or the worker has read
+some since the last mark. The worker raises `reads` before every read, so what is no longer in the pipe
+shows there. All bytes between two marks belong to the job of the second one; a silent job costs one
+`ioctl`, no write.
 """
 
 from __future__ import annotations

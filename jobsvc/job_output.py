@@ -1,8 +1,8 @@
 """Output of jobs, on the worker's side: whose it is, and how much of it is kept.
 
-`OutputSplitter` takes the bytes of the output pipe and cuts them at the marks (`job_frames` tells how they get
-there). `OutputKeeper` bounds what one attempt may keep: its head, which leaves in chunks while the job
-runs, and its tail, which leaves at the end; in between stands how much was left out.
+`OutputSplitter` takes the bytes of the output pipe and cuts them at the marks (`job_frames` tells how
+they get there). `OutputKeeper` bounds what one attempt may keep: its head, which leaves in chunks while
+the job runs, and its tail, which leaves at the end; in between stands how much was left out.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
     python -m jobsvc.job_process PARENT_PID JOBS_FD RESULTS_FD CONTROL_FD BOARD_FD
 
 It leads a session of its own, so that one signal reaches the job and what it started. It dies with its
-worker, in two ways: the kernel kills it (PR_SET_PDEATHSIG), and a guard, forked before anything
-else, sees the control pipe close and kills the whole process group. The guard is a process because a thread would wait
-for a task that holds the interpreter's lock.
+worker, in two ways: the kernel kills it (PR_SET_PDEATHSIG), and a guard, forked before anything else,
+sees the control pipe close and kills the whole process group. The guard is a process because a thread
+would wait for a task that holds the interpreter's lock.
 
-The loop: read a frame of jobs, run one after the other, write each result at once (`job_frames` says why).
-Between two jobs it puts back what a task may have bent: stdout and stderr, the SIGTERM handler, leftovers
-on the event loop. A task sees SIGTERM as `JobKilled`, so that its `finally` blocks run; one that takes no notice
-is killed when the grace is over.
+The loop: read a frame of jobs, run one after the other, write each result at once (`job_frames` says
+why). Between two jobs it puts back what a task may have bent: stdout and stderr, the SIGTERM handler,
+leftovers on the event loop. A task sees SIGTERM as `JobKilled`, so that its `finally` blocks run; one
+that takes no notice is killed when the grace is over.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def write_result(value: Any, bytes_max: int) -> tuple[str, bytes]:
             content, data = "json", _encode_json(value)
         except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
             kind = type(value)
-            name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            name = (
+                kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+            )
             raise _NotStorable(
                 f"the task returned something that cannot be stored as JSON: {name} ({error})"
             ) from error
@@ -286,7 +288,9 @@ class JobProcess:
 
     def _error_info(self, error: BaseException) -> ErrorInfo:
         kind = type(error)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
         own_frames = error.__traceback__
         while own_frames is not None and own_frames.tb_frame.f_code.co_filename == __file__:
             own_frames = own_frames.tb_next

@@ -1,9 +1,9 @@
 """Runs a worker's jobs in a process that can be killed: the worker's side of `job_process`.
 
-A worker hands in jobs; they run one at a time, in order; each one's end comes back as an event, and then nothing of
-it runs any more. The runner keeps one job process and feeds it a bounded number of jobs ahead. Every way in
-which a job process can end is one path, `_bury`: what it had answered counts, the job that was running gets its
-outcome, what had not started goes to the next process.
+A worker hands in jobs; they run one at a time, in order; each one's end comes back as an event, and then
+nothing of it runs any more. The runner keeps one job process and feeds it a bounded number of jobs ahead.
+Every way in which a job process can end is one path, `_bury`: what it had answered counts, the job that
+was running gets its outcome, what had not started goes to the next process.
 
 How a job ends                                         outcome     error
     the task returns                                   SUCCEEDED   -
@@ -96,6 +96,7 @@ class ProcessRunner:
         self._chunk_due = 0.0
         self._chunk_number = READY  # the job that chunk_due is about
         self._look_task: asyncio.Task[None] | None = None
+        self._defect: BaseException | None = None  # of a task of ours; `next_events` raises it
 
     # --- what a worker calls ---
 
@@ -103,6 +104,7 @@ class ProcessRunner:
         become_subreaper()
         self._child = self._started()
         self._look_task = asyncio.create_task(self._look(), name="jobsvc look after the job")
+        self._look_task.add_done_callback(self._task_ended)
 
     def submit(self, jobs: Iterable[ReadyJob]) -> None:
         self._queue.extend(jobs)
@@ -135,14 +137,18 @@ class ProcessRunner:
 
     async def next_events(self) -> list[RunnerEvent]:
         """What has happened since the last call; waits until something has."""
-        if not self._events:
+        if not self._events and self._defect is None:
             self._news.clear()
             await self._news.wait()
+        if self._defect is not None:
+            raise self._defect
         events, self._events = self._events, []
         return events
 
     async def close(self) -> None:
         """Kill whatever runs. No event comes of it."""
+        if self._closed:
+            return
         self._closed = True
         if self._look_task is not None:
             self._look_task.cancel()
@@ -445,7 +451,13 @@ class ProcessRunner:
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._burials.add(task)
-        task.add_done_callback(self._burials.discard)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._burials.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._defect = error
+            self._news.set()
 
 
 def crash_error(exit_code: int) -> ErrorInfo:

@@ -1,9 +1,9 @@
 """The processes that a job started: finding them, weighing them, ending them.
 
-A job's processes are the job process, all its descendants, and those that left the tree: the worker is their
-subreaper, so an orphan becomes its child, and is known by its session or by the token that the job process
-got in its environment and handed on. A process that has changed its session, cleared its environment and left its parent
-cannot be told from one that was never ours.
+A job's processes are the job process, all its descendants, and those that left the tree: the worker is
+their subreaper, so an orphan becomes its child, and is known by its session or by the token that the job
+process got in its environment and handed on. A process that has changed its session, cleared its
+environment and left its parent cannot be told from one that was never ours.
 """
 
 from __future__ import annotations

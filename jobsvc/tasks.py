@@ -1,7 +1,8 @@
 """Tasks: registered Python functions, and how they are found.
 
-`@task` marks a function and leaves it as it is: it can still be called. What it was marked with rides on the
-function itself, not in a list of the process, so that importing a module changes nothing but that module.
+`@task` marks a function and leaves it as it is: it can still be called. What it was marked with rides on
+the function itself, not in a list of the process, so that importing a module changes nothing but that
+module.
 
     @task                                   # named "<last part of the module>.<function>"
     def thumbnail(url: str, width: int) -> dict: ...
