@@ -11,6 +11,7 @@ from jobsvc import commands as c
 from jobsvc.errors import Fatal, Fenced
 from jobsvc.events import JobsEnqueued, JobsLeased
 from jobsvc.jobs import BlobRef, NotLeader, Outcome, Result, State, encode, id_text
+from jobsvc.object_store import PutOutcome, StoreError
 from jobsvc.queue_snapshot import check_invariants, fingerprint
 from jobsvc.settings import PoolSettings
 
@@ -70,6 +71,7 @@ def test_a_flight_is_answered_in_order_when_its_record_is_durable() -> None:
         ids = [job_id(1), job_id(2)]
         asked = [enqueue_of(ids), c.GetJobs(ids[:1]), c.Cancel(ids[1:]), c.Retry([job_id(9)])]
         flight = asyncio.create_task(pair.ask(a, *asked))
+        await asyncio.sleep(0.5)  # its record is in the air now, and nothing else is to be written
         read = asyncio.create_task(pair.ask(a, c.GetJobs(ids)))
         # then nobody hears anything, readers neither: what they would hear is not durable
         await asyncio.sleep(1.0)
@@ -409,6 +411,87 @@ def test_jobs_past_their_retention_leave_a_line_and_nothing_else() -> None:
         assert found.items[0].code == "expired_job"
 
     run(story, retention_seconds=10.0)
+
+
+def test_retirement_outlasts_a_store_that_does_not_answer() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        [job] = await pair.enqueue(a, 1)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        await pair.store.put_new(f"logs/{id_text(job)}/1/000000", b"x")
+        await pair.report(a, finished=[done(grant, log_bytes=1)])
+        # given a store that fails each request a few times, and whose first put of the lines says nothing
+        whole_list, whole_put, failures = pair.store.list, pair.store.put_new, iter(range(1000))
+
+        async def flaky_list(prefix: str) -> list[str]:
+            if prefix.startswith("logs/") and next(failures) < 3:
+                raise StoreError("away")
+            return await whole_list(prefix)
+
+        async def flaky_put(key: str, data: bytes) -> PutOutcome:
+            if key.startswith("finished/") and next(failures) < 2:
+                return PutOutcome.UNKNOWN
+            return await whole_put(key, data)
+
+        pair.store.list, pair.store.put_new = flaky_list, flaky_put  # type: ignore[method-assign]
+        # then the line is written, the log is deleted, and the leader leads
+        await until(lambda: not any(key.startswith("logs/") for key in pair.store_keys()))
+        assert any(key.startswith("finished/") for key in pair.store_keys())
+        assert a.role == "leader" and job not in a.state.jobs
+
+    run(story, retention_seconds=5.0)
+
+
+def test_deleting_many_objects_does_not_stop_time() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        [first] = await pair.enqueue(a, 1)
+        command = enqueue_of([job_id(2)])
+        command.jobs[0].run_at = a.state.log_time + 30.0
+        await pair.ask(a, command)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        finished = done(grant)
+        finished.result = Result("raw", ref=BlobRef("results/x", 0, 1))
+        await pair.report(a, finished=[finished])
+        # given a store that hangs in a delete
+        hanging = asyncio.Event()
+
+        async def hang(key: str) -> None:
+            hanging.set()
+            await asyncio.sleep(3600.0)
+
+        pair.store.delete = hang  # type: ignore[method-assign]
+        await asyncio.wait_for(hanging.wait(), 25.0)
+        # then a delayed job comes in time all the same
+        assert first not in a.state.jobs
+        [late] = (await pair.report(a, can_take=1, wait_seconds=60.0)).grants
+        assert late.job_id == job_id(2)
+        assert asyncio.get_running_loop().time() < 40.0
+
+    run(story, retention_seconds=5.0)
+
+
+def test_grants_after_a_recovery_come_in_the_order_of_the_queue() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        # given a worker that never heard of three leases, the most urgent of which is the youngest
+        await pair.enqueue(a, 1, 2)
+        await pair.enqueue(a, 3, priority=9)
+        lost = await pair.report(a, can_take=3)
+        for number in range(10, 30):
+            await pair.enqueue(a, number, queue="other")
+        await until(lambda: any(key.startswith("snapshots/") for key in pair.store_keys()))
+        # when everything comes back from a snapshot
+        pair.kill("manager-a")
+        pair.kill("manager-b")
+        again = pair.start("manager-b")
+        await until(lambda: again.role == "leader")
+        # then it is told in the same order
+        granted = (await pair.report(again, can_take=3)).grants
+        assert [grant.job_id for grant in granted] == [job_id(3), job_id(1), job_id(2)]
+        assert [g.job_id for g in lost.grants] == [g.job_id for g in granted]
+
+    run(story, snapshot_records=10)
 
 
 # --- pools ----------------------------------------------------------------------------------------

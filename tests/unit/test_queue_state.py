@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from jobsvc import queue_state
-from jobsvc.commands import Accepted, Cancel, Enqueue, Pull, Retry
+from jobsvc import queue_snapshot, queue_state
+from jobsvc.commands import Accepted, Cancel, Enqueue, PatchQueue, Pull, Retry
 from jobsvc.errors import Refusal
 from jobsvc.events import (
     AttemptsEnded,
@@ -231,6 +231,35 @@ def test_what_is_cancelled_while_no_worker_comes_leaves_the_lanes_and_the_heap()
     assert world.state.due == []
     assert world.state.jobs == {} and world.state.options == {}
     world.check()
+
+
+def test_retired_jobs_do_not_linger_for_ever() -> None:
+    # given a service that runs and forgets, beside a few jobs that stay
+    world = World(retained_jobs_max=0)
+    stay = world.enqueue(3, queue="paused", task=HASH_TASK)
+    world.do(PatchQueue("paused", True))
+    for _ in range(50):
+        for job in world.enqueue(4, task=HASH_TASK):
+            world.run(job)
+        world.retire()
+    # then what it holds is in proportion to what it has
+    assert len(world.state.order) <= 2 * len(world.state.jobs) + 4
+    assert len(world.state.unpulled) <= len(world.state.order) and len(world.state.feed) == 0
+    assert list(world.state.jobs) == stay
+    world.check()
+
+
+def test_the_front_of_a_long_feed_is_cut_off_while_its_end_is_kept() -> None:
+    # given 1,500 finished jobs of which the last ones stay
+    world = World(retained_jobs_max=10)
+    ids = world.enqueue(1500)
+    world.lease("w1", 1500)
+    world.settle([world.finished(job, Outcome.SUCCEEDED) for job in ids])
+    world.retire()
+    # then places still mean the same jobs
+    assert world.state.feed_first == 1491 and world.state.next_finish_seq == 1501
+    assert [job.id for job in world.state.feed if job] == ids[-10:]
+    queue_snapshot.check_invariants(world.state)
 
 
 def test_the_newest_retired_ids_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
