@@ -1,0 +1,73 @@
+"""The HTTP API: one table of routes over one gateway.
+
+Handlers read the raw request and answer raw bytes: bodies of any type must come through unchanged, and a
+batch of ten thousand jobs must not become ten thousand model objects. So FastAPI routes, and `http_docs`
+says in OpenAPI what each route takes and gives; a test compares the two.
+
+    http_access       who may come in, request ids, the last catch for defects
+    http_requests     bodies, parameters, headers      http_job_requests   job documents
+    http_jobs         routes of jobs                   http_streams        completion feed, logs
+    http_service      queues, workers, status, health  http_views          documents that are answered
+    http_errors       problem documents                http_operations     the table of routes
+    http_docs         OpenAPI
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from .errors import JobsvcError
+from .gateway import Gateway
+from .http_access import Access, OuterRim
+from .http_docs import Handler, add_operation, install_openapi
+from .http_errors import on_http_exception, on_jobsvc_error, on_validation_error
+from .http_job_requests import JobReader
+from .http_jobs import JobRoutes
+from .http_operations import OPERATIONS
+from .http_requests import Bodies
+from .http_service import ServiceRoutes
+from .http_streams import StreamRoutes
+from .jobs import id_text
+from .metrics import ReplicaFigures, version
+from .settings import Settings
+from .tasks import Registry
+
+
+def build_app(gateway: Gateway, settings: Settings, token: str | None, registry: Registry) -> FastAPI:
+    """The ASGI app of one replica. Without a token it answers to loopback names only."""
+    app = FastAPI(title="jobsvc", version=version(), docs_url="/docs", redoc_url=None)
+    figures = ReplicaFigures(str(os.getpid()), gateway.enqueue_commit_seconds)
+    bodies = Bodies(settings.request_bytes_max)
+    reader = JobReader(registry, settings, gateway.new_id, gateway.wall)
+    jobs = JobRoutes(gateway, bodies, reader)
+    streams = StreamRoutes(gateway)
+
+    def own_figures() -> ReplicaFigures:
+        figures.gauges = {"event_streams": streams.open, "http_waiting": gateway.waiting}
+        return figures
+
+    service = ServiceRoutes(gateway, bodies, settings, registry, own_figures)
+    for operation in OPERATIONS:
+        add_operation(app, operation, _handler(operation.handler, jobs, streams, service))
+    app.add_exception_handler(JobsvcError, on_jobsvc_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_middleware(
+        OuterRim,
+        access=Access(token),
+        observe=figures.observe,
+        new_request_id=lambda: id_text(gateway.new_id()),
+    )
+    install_openapi(app, settings, has_token=token is not None)
+    return app
+
+
+def _handler(name: str, *owners: object) -> Handler:
+    """The method of this name; exactly one of the owners has it."""
+    (handler,) = [getattr(owner, name) for owner in owners if hasattr(owner, name)]
+    found: Handler = handler
+    return found

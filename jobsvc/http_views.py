@@ -1,0 +1,472 @@
+"""What the API answers: the documents, and how they are made of what the leader says.
+
+Times are RFC 3339 in UTC with milliseconds, ids are the text of a UUID, places in the completion feed are
+whole numbers. Fields may be added; none is renamed or removed within `/v1`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+
+from . import commands as c
+from .http_errors import cut
+from .jobs import AttemptRecord, ErrorInfo, Result, State, id_text
+from .manager_status import commit_problem, lag_records, leader_of, percentile
+
+SHORT_TEXT = 500  # of an error in a list
+
+Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+StateName = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
+OutcomeName = Literal["succeeded", "raised", "timed_out", "crashed", "lost", "cancelled", "released"]
+AnyJson = Annotated[Raw, Meta(extra_json_schema={"description": "any JSON value"})]
+
+
+class ErrorDocument(msgspec.Struct):
+    """Why an attempt did not succeed. In lists the traceback is left out."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    exit_code: int | None = None
+    signal: str | None = None
+
+
+class ResultDocument(msgspec.Struct):
+    """What a job returned. `value` is there if it is JSON and small; the whole is at `links.result`."""
+
+    content_type: str
+    bytes: int
+    value: AnyJson | UnsetType = UNSET
+
+
+class AttemptDocument(msgspec.Struct):
+    """One attempt that has ended."""
+
+    number: int
+    worker: str
+    node: str
+    started_at: Time
+    ended_at: Time
+    seconds: float
+    outcome: OutcomeName
+    error: ErrorDocument | None
+    log_bytes: int
+    log_url: str
+
+
+class RunningDocument(msgspec.Struct):
+    """The attempt that runs now."""
+
+    number: int
+    worker: str
+    leased_at: Time
+    log_url: str
+
+
+class JobLinks(msgspec.Struct):
+    self: str
+    result: str
+    payload: str
+    logs: str
+    cancel: str
+    retry: str
+
+
+class JobDocument(msgspec.Struct, kw_only=True):
+    """A job."""
+
+    id: Id
+    task: str
+    queue: str
+    pool: str
+    state: StateName
+    priority: int
+    waiting: Annotated[str | None, Meta(description="why it waits, in words")]
+    cancel_requested: Annotated[bool, Meta(description="asked for; `state` says when it is done")]
+    attempt: Annotated[int, Meta(description="leases given so far; the running attempt's number")]
+    running: RunningDocument | None
+    attempts: Annotated[list[AttemptDocument], Meta(description="those that have ended, oldest first")]
+    error: Annotated[ErrorDocument | None, Meta(description="of the last attempt, if the job failed")]
+    result: ResultDocument | None
+    failures: Annotated[int, Meta(description="spent of max_attempts")]
+    crashes: Annotated[int, Meta(description="spent of max_crashes")]
+    max_attempts: int
+    max_crashes: int
+    timeout_seconds: float | None
+    backoff_base_seconds: float
+    backoff_cap_seconds: float
+    retention_seconds: float | None
+    created_at: Time
+    run_at: Time | None
+    finished_at: Time | None
+    payload_bytes: int
+    content: Literal["json", "raw", "pickle"]
+    labels: dict[str, str]
+    batch: str | None
+    pulled: Annotated[bool, Meta(description="handed out by POST /pullCompleted")]
+    links: JobLinks
+    created: Annotated[bool, Meta(description="false: this key had made the job before")] | UnsetType = UNSET
+
+
+class JobPageDocument(msgspec.Struct):
+    jobs: list[JobDocument]
+    cursor: Annotated[str | None, Meta(description="for the next page; null at the end")]
+
+
+class BatchDocument(msgspec.Struct):
+    """The jobs of a batch, in its order."""
+
+    ids: list[Id]
+    count: int
+    created: bool
+
+
+class CompletionDocument(msgspec.Struct):
+    """A job that has ended. `seq` is its place in the feed."""
+
+    seq: int
+    id: Id
+    state: StateName
+    task: str
+    batch: str | None
+    finished_at: Time
+    result: Annotated[AnyJson | None, Meta(description="if it is JSON and small; null otherwise")]
+    error: ErrorDocument | None
+
+
+class FeedDocument(msgspec.Struct):
+    """Part of the completion feed. Read on with `after=next`."""
+
+    entries: list[CompletionDocument]
+    next: int
+    oldest: Annotated[int, Meta(description="the first place that is still kept")]
+    newest: Annotated[int, Meta(description="the last place given so far")]
+    truncated: Annotated[bool, Meta(description="entries after `after` have passed their retention")]
+
+
+class QueueDocument(msgspec.Struct):
+    name: str
+    pool: str
+    paused: bool
+    counts: dict[str, int]
+    oldest_queued_at: Time | None
+    oldest_queued_age_seconds: float | None
+    finished_per_second: float
+
+
+class QueuesDocument(msgspec.Struct):
+    queues: list[QueueDocument]
+    now: Time
+
+
+class QueuePatch(msgspec.Struct, forbid_unknown_fields=True):
+    paused: bool
+
+
+class WorkerDocument(msgspec.Struct):
+    name: str
+    pid: int
+    node: str
+    pool: str
+    state: Literal["starting", "idle", "busy", "leaving", "silent"]
+    current_job: Annotated[str | None, Meta(description="task and job id")]
+    leases: int
+    seen_seconds_ago: float
+
+
+class PoolDocument(msgspec.Struct):
+    name: str
+    wanted: int
+    observed: int
+    min_workers: int
+    max_workers: int
+    waiting: str | None
+
+
+class WorkersDocument(msgspec.Struct):
+    workers: list[WorkerDocument]
+    pools: list[PoolDocument]
+
+
+class ManagerDocument(msgspec.Struct):
+    name: str
+    role: Literal["leader", "standby", "recovering"]
+    pid: int
+    node: str
+    epoch: int
+    applied: Annotated[str, Meta(description="last applied position: epoch/number")]
+    applied_records: int
+    lag: Annotated[int | None, Meta(description="records behind the leader")]
+    healthy: bool
+    problem: str | None
+
+
+class CommitDocument(msgspec.Struct):
+    """The leader's commits, of the latest few hundred."""
+
+    age_seconds: float | None
+    p50_seconds: float | None
+    p99_seconds: float | None
+    count: int
+
+
+class StatusDocument(msgspec.Struct, kw_only=True):
+    service: str
+    now: Time
+    ready: bool
+    leader: str | None
+    epoch: int
+    problem: str | None
+    managers: list[ManagerDocument]
+    commits: CommitDocument
+    counts: dict[str, int]
+    store_requests: dict[str, int]
+    workers: Annotated[list[WorkerDocument] | None, Meta(description="null: no leader could say")]
+    pools: list[PoolDocument] | None
+
+
+class TaskDocument(msgspec.Struct, kw_only=True):
+    name: str
+    description: str
+    parameters: Annotated[str, Meta(description="as in Python's signature")]
+    queue: str
+    pool: str
+    priority: int
+    max_attempts: int
+    max_crashes: int
+    timeout_seconds: float | None
+    refused: Annotated[str | None, Meta(description="why no job of this task may run here")]
+
+
+class TasksDocument(msgspec.Struct):
+    tasks: list[TaskDocument]
+
+
+class AcceptedId(msgspec.Struct):
+    id: Id
+
+
+class PulledDocument(msgspec.Struct):
+    id: Id
+    value: Annotated[str, Meta(description="SHA-512 as 128 hexadecimal digits")]
+
+
+class HealthDocument(msgspec.Struct):
+    status: str
+
+
+encode_json = msgspec.json.Encoder().encode
+
+
+def time_text(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds. Times beyond the calendar are cut to its ends."""
+    seconds = min(max(seconds, 0.0), 253_402_300_799.0)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
+
+
+def optional_time(seconds: float | None) -> str | None:
+    return None if seconds is None else time_text(seconds)
+
+
+def content_type(content: str) -> str:
+    return "application/json" if content == "json" else "application/octet-stream"
+
+
+def error_document(error: ErrorInfo | None, short: bool) -> ErrorDocument | None:
+    if error is None:
+        return None
+    message, traceback = (cut(error.message, SHORT_TEXT), "") if short else (error.message, error.traceback)
+    return ErrorDocument(error.type, message, traceback, error.exit_code, error.signal)
+
+
+def small_value(result: Result | None) -> Raw | None:
+    """A result's JSON, if it is JSON and at hand."""
+    if result is None or result.content != "json" or result.ref is not None:
+        return None
+    return Raw(result.data or b"null")
+
+
+def result_document(result: Result | None) -> ResultDocument | None:
+    if result is None:
+        return None
+    size = len(result.data or b"") if result.ref is None else result.ref.length
+    value = small_value(result)
+    return ResultDocument(content_type(result.content), size, UNSET if value is None else value)
+
+
+def _attempt(job_url: str, record: AttemptRecord, short: bool) -> AttemptDocument:
+    return AttemptDocument(
+        record.number,
+        record.worker,
+        record.node,
+        time_text(record.started_at),
+        time_text(record.ended_at),
+        round(max(0.0, record.ended_at - record.started_at), 6),
+        record.outcome.value,
+        error_document(record.error, short),
+        record.log_bytes,
+        f"{job_url}/logs?attempt={record.number}",
+    )
+
+
+def job_document(view: c.JobView, *, short: bool = False, created: bool | UnsetType = UNSET) -> JobDocument:
+    """A job as the API shows it; `short` leaves the long texts out."""
+    options = view.options
+    text = id_text(view.id)
+    url = f"/v1/jobs/{text}"
+    running = None
+    if view.worker is not None and view.leased_at is not None:
+        log_url = f"{url}/logs?attempt={view.attempt}"
+        running = RunningDocument(view.attempt, view.worker, time_text(view.leased_at), log_url)
+    last = view.history[-1] if view.history and view.state is State.FAILED else None
+    return JobDocument(
+        id=text,
+        task=options.task,
+        queue=options.queue,
+        pool=options.pool,
+        state=view.state.value,
+        priority=options.priority,
+        waiting=view.waiting,
+        cancel_requested=view.cancel_requested,
+        attempt=view.attempt,
+        running=running,
+        attempts=[_attempt(url, record, short) for record in view.history],
+        error=error_document(last.error, short) if last is not None else None,
+        result=result_document(view.result),
+        failures=view.failures,
+        crashes=view.crashes,
+        max_attempts=options.max_attempts,
+        max_crashes=options.max_crashes,
+        timeout_seconds=options.timeout_seconds,
+        backoff_base_seconds=options.backoff_base_seconds,
+        backoff_cap_seconds=options.backoff_cap_seconds,
+        retention_seconds=options.retention_seconds,
+        created_at=time_text(view.created_at),
+        run_at=optional_time(view.run_at),
+        finished_at=optional_time(view.finished_at),
+        payload_bytes=view.payload_bytes,
+        content=_content(options.content),
+        labels=dict(options.labels),
+        batch=options.batch,
+        pulled=view.pulled,
+        links=JobLinks(
+            url, f"{url}/result", f"{url}/payload", f"{url}/logs", f"{url}/cancel", f"{url}/retry"
+        ),
+        created=created,
+    )
+
+
+def _content(content: str) -> Any:
+    return content
+
+
+def completion_document(entry: c.FeedEntry) -> CompletionDocument:
+    return CompletionDocument(
+        entry.seq,
+        id_text(entry.id),
+        entry.state.value,
+        entry.task,
+        entry.batch,
+        time_text(entry.finished_at),
+        small_value(entry.result),
+        error_document(entry.error, short=True),
+    )
+
+
+def feed_document(page: c.FeedPage, after: int) -> FeedDocument:
+    truncated = 0 <= after < page.oldest - 1 and page.oldest > 1
+    entries = [completion_document(entry) for entry in page.entries]
+    return FeedDocument(entries, page.next, page.oldest, page.newest, truncated)
+
+
+def queues_document(queues: c.Queues) -> QueuesDocument:
+    found = [
+        QueueDocument(
+            queue.name,
+            queue.pool,
+            queue.paused,
+            queue.counts,
+            optional_time(queue.oldest_queued_at),
+            None if queue.oldest_queued_at is None else max(0.0, queues.now - queue.oldest_queued_at),
+            queue.finished_per_second,
+        )
+        for queue in queues.queues
+    ]
+    return QueuesDocument(found, time_text(queues.now))
+
+
+def workers_document(workers: c.Workers) -> WorkersDocument:
+    found = [
+        WorkerDocument(
+            w.name, w.pid, w.node, w.pool, _known_state(w.state), w.current, w.held, w.seen_seconds_ago
+        )
+        for w in workers.workers
+    ]
+    pools = [
+        PoolDocument(p.name, p.wanted, p.observed, p.min_workers, p.max_workers, p.waiting)
+        for p in workers.pools
+    ]
+    return WorkersDocument(found, pools)
+
+
+def _known_state(state: str) -> Any:
+    return state
+
+
+def status_document(
+    service: str,
+    now: float,
+    statuses: list[c.ManagerStatus],
+    workers: c.Workers | None,
+    commit_age_max: float,
+) -> StatusDocument:
+    leader = leader_of(statuses)
+    problem = commit_problem(leader, commit_age_max)
+    best = leader or max(statuses, key=lambda status: status.applied_records, default=None)
+    shown = workers_document(workers) if workers is not None else None
+    seconds = leader.commit_seconds if leader is not None else []
+    return StatusDocument(
+        service=service,
+        now=time_text(now),
+        ready=problem is None,
+        leader=leader.name if leader is not None else None,
+        epoch=best.epoch if best is not None else 0,
+        problem=problem,
+        managers=[_manager(status, leader) for status in statuses],
+        commits=CommitDocument(
+            leader.commit_age_seconds if leader is not None else None,
+            percentile(seconds, 0.5),
+            percentile(seconds, 0.99),
+            len(seconds),
+        ),
+        counts=_all_counts(best.counts if best is not None else {}),
+        store_requests=best.store_requests if best is not None else {},
+        workers=shown.workers if shown is not None else None,
+        pools=shown.pools if shown is not None else None,
+    )
+
+
+def _all_counts(counts: dict[str, int]) -> dict[str, int]:
+    return {state.value: counts.get(state.value, 0) for state in State}
+
+
+def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None) -> ManagerDocument:
+    role: Any = status.role
+    return ManagerDocument(
+        status.name,
+        role,
+        status.pid,
+        status.node,
+        status.epoch,
+        f"{status.epoch}/{status.applied_n}",
+        status.applied_records,
+        lag_records(status, leader),
+        status.healthy,
+        status.problem,
+    )
