@@ -13,7 +13,9 @@ was computed. If an append fails for good, `run` raises, the process ends, and n
 its caller asks the next leader under the same ids.
 
 One log time for each record: it is fixed by the batch's first event, and every event of the batch is
-applied with it, here as in every replay.
+applied with it, here as in every replay. It never falls. Where this machine's clock is behind the log (the
+last leader's was ahead), log time goes on at half speed until the clock has caught up: if it stood still,
+every delay and backoff would be longer by the difference.
 
 Why a leader that slept says nothing wrong: an answer that needs no commit (a read while nothing is open) is
 given only within `TRUST_SECONDS` of the beginning of the last append that succeeded. Later, the read waits
@@ -39,6 +41,7 @@ from .settings import Settings
 TRUST_SECONDS = 2.0
 PUSH_BYTES_MAX = 64 * 1024 * 1024  # beyond this the standby reads from the store
 SIGN_OF_LIFE_SECONDS = 1.0
+LAGGING_CLOCK_SPEED = 0.5
 
 
 class Peer(Protocol):
@@ -81,6 +84,7 @@ class CommitLoop:
         self._peer = peer
         self._wall = wall
         self._loop = asyncio.get_running_loop()
+        self._stamped = state.log_time, self._loop.time()
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
         self._work = asyncio.Event()
@@ -102,12 +106,15 @@ class CommitLoop:
 
     def now(self) -> float:
         """Log time as it would be for a record that begins now."""
-        return max(self._state.log_time, self._wall())
+        log_time, at = self._stamped
+        least = log_time + LAGGING_CLOCK_SPEED * (self._loop.time() - at)
+        return max(self._state.log_time, self._wall(), least)
 
     def stamp(self) -> None:
         """Fix the time of the open batch; from its first event on it stays. Call before deciding."""
         if not self._batch.events:
             self._batch.log_time = self.now()
+            self._stamped = self._batch.log_time, self._loop.time()
         self._state.log_time = self._batch.log_time
 
     def append(self, event: Event) -> None:

@@ -66,7 +66,6 @@ class Leader:
         self.job_seconds: dict[str, JobSeconds] = {}
         self._store = store
         self._settings = settings
-        self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._limits = decisions.Limits(
             settings.max_jobs,
@@ -344,7 +343,7 @@ class Leader:
 
     async def _ticks(self) -> None:
         while True:
-            now = self._wall()
+            now = self.commits.now()
             due = decisions.next_due(self.state)
             wait = TICK_SECONDS if due is None else min(TICK_SECONDS, max(0.01, due - now))
             self._next_tick_at = now + wait

@@ -105,6 +105,7 @@ class Pair:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.peers = {"manager-a": FakePeer(self, "manager-b"), "manager-b": FakePeer(self, "manager-a")}
         self.lives = 0
+        self.clock_errors: dict[str, float] = {}
 
     def start(self, name: str) -> Manager:
         self.lives += 1
@@ -115,7 +116,7 @@ class Pair:
             store=self.store,
             peer=self.peers[name],
             fleet=self.fleet,
-            wall=lambda: START + loop.time(),
+            wall=lambda: START + loop.time() + self.clock_errors.get(name, 0.0),
             random=Random(self.lives),
             nonce=self.lives.to_bytes(16, "big"),
             node="node",

@@ -495,6 +495,21 @@ def test_a_revived_job_counts_its_retention_from_its_new_end() -> None:
     world.check()
 
 
+def test_a_revived_job_is_not_retired_by_its_earlier_end() -> None:
+    # given a job that waits again, whose earlier end is still somewhere in the heap of retentions
+    world = World()
+    [first] = world.enqueue(retention_seconds=10.0)
+    world.run(first)
+    [revived] = world.enqueue(max_attempts=1, retention_seconds=20.0)
+    world.run(revived, Outcome.RAISED)
+    world.do(Retry([revived]))
+    assert [entry[2].id for entry in world.state.retention] == [first, revived]
+    # when both times have passed, then only what has ended goes
+    world.after(30.0).retire()
+    assert list(world.state.jobs) == [revived] and world.state.retention == []
+    world.check()
+
+
 def test_one_round_of_retiring_is_bounded() -> None:
     world = World(retained_jobs_max=0)
     for job in world.enqueue(7):

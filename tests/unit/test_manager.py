@@ -242,6 +242,45 @@ def test_silence_alone_is_enough_to_take_over_and_the_old_leader_is_fenced() -> 
     run(story, stepdown_seconds=60.0)
 
 
+def test_a_leader_that_commits_but_cannot_reach_the_standby_stays_leader() -> None:
+    async def story(pair: Pair) -> None:
+        a, b = await pair.leader_and_standby()
+        pair.peers["manager-a"].cut = True
+        for number in range(1, 31):
+            await pair.enqueue(a, number)
+            await asyncio.sleep(1.0)
+        assert (a.role, b.role) == ("leader", "standby")
+        await until(lambda: same_jobs(a, b))
+        # and when it can again, pushes go on where the standby is
+        pair.peers["manager-a"].cut = False
+        await pair.enqueue(a, 99)
+        await until(lambda: same_jobs(a, b), 2.0)
+
+    run(story)
+
+
+def test_log_time_never_falls_whatever_the_clocks_say() -> None:
+    async def story(pair: Pair) -> None:
+        # given a standby whose clock is an hour behind
+        pair.clock_errors["manager-b"] = -3600.0
+        a, b = await pair.leader_and_standby()
+        await pair.enqueue(a, 1)
+        pair.kill("manager-a")
+        b.suspect_leader()
+        await until(lambda: b.role == "leader")
+        await pair.enqueue(b, 2)
+        # then its records go on where the other one's ended
+        times = [record.log_time for record in await pair.records()]
+        assert times == sorted(times)
+        assert b.state.jobs[job_id(2)].created_at >= b.state.jobs[job_id(1)].created_at
+        # and a worker that fails now is not retried an hour later than it should be
+        [one, _] = (await pair.report(b, can_take=2)).grants
+        await pair.report(b, finished=[done(one, Outcome.RAISED)])
+        await until(lambda: b.state.jobs[one.job_id].state is State.QUEUED, 10.0)
+
+    run(story)
+
+
 def test_a_read_after_a_long_sleep_needs_a_commit() -> None:
     async def story(pair: Pair) -> None:
         a, _ = await pair.leader_and_standby()
