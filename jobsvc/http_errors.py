@@ -54,6 +54,11 @@ def request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
+def path_of(request: Request) -> str:
+    """The path alone. `request.url` would read the query too, and fail if that is not UTF-8."""
+    return str(request.scope["path"])
+
+
 def problem(
     request: Request, refusal: Refusal, headers: dict[str, str] | None = None, **more: Any
 ) -> Response:
@@ -65,7 +70,7 @@ def problem(
         status=meaning.status,
         code=refusal.code,
         detail=cut(refusal.detail),
-        instance=cut(request.url.path),
+        instance=cut(path_of(request)),
         request_id=request_id(request),
         retryable=meaning.retryable,
         field=None if refusal.field is None else cut(refusal.field, FIELD_MAX),
@@ -124,7 +129,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """What the router says: no such address, or not by this method."""
     assert isinstance(error, HTTPException)
     code = _CODES_BY_STATUS.get(error.status_code, "invalid" if error.status_code < 500 else "internal")
-    detail = f"{request.method} {cut(request.url.path, 200)}: {error.detail}"
+    detail = f"{request.method} {cut(path_of(request), 200)}: {error.detail}"
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))

@@ -216,7 +216,8 @@ class JobRoutes:
 
     async def old_pull(self, request: Request) -> Response:
         """The old system's endpoint: results of hash jobs that nobody has pulled yet, latest first."""
-        top = whole_number("top", one_value(request, "top") or "1", 1, PULL_MAX)
+        text = one_value(request, "top")
+        top = 1 if text is None else whole_number("top", text, 1, PULL_MAX)
         body = await self._bodies.read(request)
         key, fingerprint = await key_and_fingerprint(request, body)
         pulled = await self._gateway.get(c.Pull(HASH_TASK, top, key, fingerprint), c.Pulled)

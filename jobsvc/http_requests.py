@@ -169,7 +169,7 @@ async def fingerprint(request: Request, body: bytes = b"") -> bytes:
     """What tells two requests under one key apart: method, address and body."""
     hasher = hashlib.sha256()
     query = request.scope.get("query_string", b"")
-    for part in (request.method.encode(), request.url.path.encode("utf-8", "replace"), query):
+    for part in (request.method.encode(), request.scope["path"].encode("utf-8", "replace"), query):
         hasher.update(len(part).to_bytes(8, "big"))
         hasher.update(part)
     if len(body) > HASH_IN_THREAD_BYTES:
