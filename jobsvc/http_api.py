@@ -9,7 +9,7 @@ says in OpenAPI what each route takes and gives; a test compares the two.
     http_jobs         routes of jobs                   http_streams        completion feed, logs
     http_service      queues, workers, status, health  http_views          documents that are answered
     http_errors       problem documents                http_operations     the table of routes
-    http_docs         OpenAPI
+    http_docs         OpenAPI                          http_docs_page      the same for people
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .errors import JobsvcError
 from .gateway import Gateway
 from .http_access import Access, OuterRim
 from .http_docs import Handler, add_operation, install_openapi
+from .http_docs_page import install_page
 from .http_errors import on_http_exception, on_jobsvc_error, on_validation_error
 from .http_job_requests import JobReader
 from .http_jobs import JobRoutes
@@ -39,7 +40,7 @@ from .tasks import Registry
 
 def build_app(gateway: Gateway, settings: Settings, token: str | None, registry: Registry) -> FastAPI:
     """The ASGI app of one replica. Without a token it answers to loopback names only."""
-    app = FastAPI(title="jobsvc", version=version(), docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="jobsvc", version=version(), docs_url=None, redoc_url=None)
     figures = ReplicaFigures(str(os.getpid()), gateway.enqueue_commit_seconds)
     bodies = Bodies(settings.request_bytes_max)
     reader = JobReader(registry, settings, gateway.new_id, gateway.wall)
@@ -48,6 +49,11 @@ def build_app(gateway: Gateway, settings: Settings, token: str | None, registry:
 
     def own_figures() -> ReplicaFigures:
         figures.gauges = {"event_streams": streams.open, "http_waiting": gateway.waiting}
+        figures.counters = {
+            "flights": gateway.flights.sent,
+            "flight_requests": gateway.flights.requests_sent,
+            "payload_packs": gateway.packs.written,
+        }
         return figures
 
     service = ServiceRoutes(gateway, bodies, settings, registry, own_figures)
@@ -63,6 +69,7 @@ def build_app(gateway: Gateway, settings: Settings, token: str | None, registry:
         new_request_id=lambda: id_text(gateway.new_id()),
     )
     install_openapi(app, settings, has_token=token is not None)
+    install_page(app)
     return app
 
 

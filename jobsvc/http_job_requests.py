@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -141,6 +142,7 @@ class JobReader:
             request = msgspec.convert(document, JobRequest, strict=False)
         except msgspec.ValidationError as error:
             raise _invalid(error) from error
+        _check_finite(request)
         options = msgspec.structs.replace(self._options(request), content="raw")
         return NewJobs([options], [NewJob(self._new_id(), 0, kwargs + b"\n" + body, self._run_at(request))])
 
@@ -261,6 +263,17 @@ def check_queue_name(name: str) -> None:
     """Raise InvalidRequest for what is not the name of a queue."""
     if not _queue_name(name):
         raise InvalidRequest(f"has 1 to {NAME_LENGTH_MAX} letters, digits and _.:@+-", "queue")
+
+
+def _check_finite(request: JobRequest) -> None:
+    """Text may say `nan`, which is within any bounds; JSON cannot."""
+    for field in _SECONDS:
+        value = getattr(request, field)
+        if value is not None and not math.isfinite(value):
+            raise InvalidRequest("must be a number of seconds", field)
+
+
+_SECONDS = [name for name in JobRequest.__struct_fields__ if name.endswith("_seconds")]
 
 
 def _chosen(value: Any, default: Any) -> Any:

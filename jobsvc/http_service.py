@@ -21,6 +21,7 @@ from .http_jobs import json_response
 from .http_requests import Bodies, content_kind, key_and_fingerprint, query_values
 from .http_views import (
     HealthDocument,
+    QueueDocument,
     QueuePatch,
     TaskDocument,
     TasksDocument,
@@ -28,6 +29,7 @@ from .http_views import (
     status_document,
     workers_document,
 )
+from .jobs import State
 from .manager_status import commit_problem, leader_of
 from .settings import Settings
 from .tasks import Registry, TaskDefinition
@@ -80,7 +82,12 @@ class ServiceRoutes:
         )
         expect(patched, c.QueuePatched)
         document = queues_document(expect(queues, c.Queues))
-        return json_response(next(each for each in document.queues if each.name == queue))
+        found = next((each for each in document.queues if each.name == queue), None)
+        return json_response(found or self._empty_queue(queue, patch.paused))
+
+    def _empty_queue(self, queue: str, paused: bool) -> QueueDocument:
+        counts = dict.fromkeys((state.value for state in State), 0)
+        return QueueDocument(queue, self._settings.pool_of(queue), paused, counts, None, None, 0.0)
 
     async def workers(self, request: Request) -> Response:
         """Workers and pools, as the leader sees them."""

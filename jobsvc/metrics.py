@@ -71,6 +71,7 @@ class ReplicaFigures:
         self.requests: dict[tuple[str, str, str], int] = {}
         self.rejected: dict[str, int] = {}
         self.gauges: dict[str, float] = {}
+        self.counters: dict[str, float] = {}
 
     def observe(self, route: str, method: str, status: int, refused: str | None, seconds: float) -> None:
         """One HTTP exchange has ended."""
@@ -211,6 +212,10 @@ def _own_families(own: ReplicaFigures) -> list[Metric]:
         gauge = GaugeMetricFamily(f"jobsvc_{name}", "Held by this replica now.", labels=["replica"])
         gauge.add_metric([own.replica], value)
         found.append(gauge)
+    for name, value in own.counters.items():
+        counter = CounterMetricFamily(f"jobsvc_{name}", "Counted by this replica.", labels=["replica"])
+        counter.add_metric([own.replica], value)
+        found.append(counter)
     durations = own.enqueue_commit_seconds
     histogram = HistogramMetricFamily(
         "jobsvc_enqueue_commit_seconds", "From a checked enqueue to its durable record.", labels=["replica"]
