@@ -40,7 +40,7 @@ from .tasks import Registry
 
 def build_app(gateway: Gateway, settings: Settings, token: str | None, registry: Registry) -> FastAPI:
     """The ASGI app of one replica. Without a token it answers to loopback names only."""
-    app = FastAPI(title="jobsvc", version=version(), docs_url=None, redoc_url=None)
+    app = FastAPI(title="jobsvc", version=version(), docs_url=None, redoc_url=None, redirect_slashes=False)
     figures = ReplicaFigures(str(os.getpid()), gateway.enqueue_commit_seconds)
     bodies = Bodies(settings.request_bytes_max)
     reader = JobReader(registry, settings, gateway.new_id, gateway.wall)

@@ -89,6 +89,7 @@ class JobDocument(msgspec.Struct, kw_only=True):
     waiting: Annotated[str | None, Meta(description="why it waits, in words")]
     cancel_requested: Annotated[bool, Meta(description="asked for; `state` says when it is done")]
     attempt: Annotated[int, Meta(description="leases given so far; the running attempt's number")]
+    worker: Annotated[str | None, Meta(description="that holds the running attempt")]
     running: RunningDocument | None
     attempts: Annotated[list[AttemptDocument], Meta(description="those that have ended, oldest first")]
     error: Annotated[ErrorDocument | None, Meta(description="of the last attempt, if the job failed")]
@@ -135,8 +136,8 @@ class CompletionDocument(msgspec.Struct):
     task: str
     batch: str | None
     finished_at: Time
-    result: Annotated[AnyJson | None, Meta(description="if it is JSON and small; null otherwise")]
     error: ErrorDocument | None
+    result: Annotated[AnyJson, Meta(description="there if it is JSON and small")] | UnsetType = UNSET
 
 
 class FeedDocument(msgspec.Struct):
@@ -193,17 +194,25 @@ class WorkersDocument(msgspec.Struct):
     pools: list[PoolDocument]
 
 
+class AppliedDocument(msgspec.Struct):
+    """The last record that a manager has applied, and how many since the beginning of the log."""
+
+    epoch: int
+    n: int
+    records: int
+
+
 class ManagerDocument(msgspec.Struct):
     name: str
     role: Literal["leader", "standby", "recovering"]
     pid: int
     node: str
     epoch: int
-    applied: Annotated[str, Meta(description="last applied position: epoch/number")]
-    applied_records: int
+    applied: AppliedDocument
     lag: Annotated[int | None, Meta(description="records behind the leader")]
     healthy: bool
     problem: str | None
+    store_requests: Annotated[dict[str, int], Meta(description="by kind, since this process began")]
 
 
 class CommitDocument(msgspec.Struct):
@@ -225,7 +234,6 @@ class StatusDocument(msgspec.Struct, kw_only=True):
     managers: list[ManagerDocument]
     commits: CommitDocument
     counts: dict[str, int]
-    store_requests: dict[str, int]
     workers: Annotated[list[WorkerDocument] | None, Meta(description="null: no leader could say")]
     pools: list[PoolDocument] | None
 
@@ -335,6 +343,7 @@ def job_document(view: c.JobView, *, short: bool = False, created: bool | UnsetT
         waiting=view.waiting,
         cancel_requested=view.cancel_requested,
         attempt=view.attempt,
+        worker=view.worker,
         running=running,
         attempts=[_attempt(url, record, short) for record in view.history],
         error=error_document(last.error, short) if last is not None else None,
@@ -367,6 +376,7 @@ def _content(content: str) -> Any:
 
 
 def completion_document(entry: c.FeedEntry) -> CompletionDocument:
+    value = small_value(entry.result)
     return CompletionDocument(
         entry.seq,
         id_text(entry.id),
@@ -374,8 +384,8 @@ def completion_document(entry: c.FeedEntry) -> CompletionDocument:
         entry.task,
         entry.batch,
         time_text(entry.finished_at),
-        small_value(entry.result),
         error_document(entry.error, short=True),
+        UNSET if value is None else value,
     )
 
 
@@ -446,7 +456,6 @@ def status_document(
             len(seconds),
         ),
         counts=_all_counts(best.counts if best is not None else {}),
-        store_requests=best.store_requests if best is not None else {},
         workers=shown.workers if shown is not None else None,
         pools=shown.pools if shown is not None else None,
     )
@@ -464,9 +473,9 @@ def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None) -> Manager
         status.pid,
         status.node,
         status.epoch,
-        f"{status.epoch}/{status.applied_n}",
-        status.applied_records,
+        AppliedDocument(status.epoch, status.applied_n, status.applied_records),
         lag_records(status, leader),
         status.healthy,
         status.problem,
+        status.store_requests,
     )
