@@ -324,7 +324,7 @@ def _invalid(error: msgspec.ValidationError) -> InvalidRequest:
     """`Expected …  - at `$[3].priority`` as an error of the field `priority` of item 3."""
     text = str(error)
     message, _, path = text.rpartition(" - at `$") if " - at `$" in text else (text, "", "")
-    path = path.removesuffix("`")
+    path = path.removesuffix("`").removesuffix("[...]")  # of an object's values: the field is the object
     unknown = _unknown_field(message)
     item = _item(path)
     field = item.group(2) if item else path.lstrip(".")
