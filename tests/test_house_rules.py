@@ -32,15 +32,15 @@ LAYERS = {
     1: "ready_lanes queue_state decisions queue_snapshot job_views scaling",
     2: "object_store directory_store s3_store faulty_store log_records journal snapshots",
     3: """worker_registry retirement commit_loop leader pool_scaler manager
-          job_frames worker_objects call_pace prefetch attempts worker simulated_runner
+          job_frames worker_objects call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics manager_status actor_titles builtin_tasks
           process_tree job_output job_process job_child job_runner
           leader_links manager_actor worker_actor
           discovery ports ray_head serve_proxy service_processes
-          http_access http_docs http_errors http_requests http_job_requests http_views
+          http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
           http_jobs http_operations http_service http_streams http_api
-          client client_jobs client_tables project_tasks ec2 node_watch sweep guard""",
+          client client_http client_jobs client_tables project_tasks ec2 node_watch sweep guard""",
     5: "serve_app service doctor demo cli cli_output cli_jobs cli_service __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -50,7 +50,7 @@ ENTRY_POINTS = {"__init__", "__main__", "cli", "faulty_store", "simulated_runner
 
 RIMS = {
     "ray": {"manager_actor", "worker_actor", "leader_links", "serve_app", "service", "metrics"},
-    "fastapi": {"http_api", "http_docs", "http_views", "http_errors", "serve_app"},
+    "fastapi": {"http_api", "http_docs", "http_docs_page", "http_views", "http_errors", "serve_app"},
     "boto3": {"s3_store", "ec2", "doctor"},
     "botocore": {"s3_store", "ec2", "doctor"},
 }
