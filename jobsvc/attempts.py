@@ -8,6 +8,8 @@ from .job_frames import JobEnded, JobKey, ReadyJob
 from .jobs import BlobRef, ErrorInfo, Finished, Grant, JobOptions, Outcome, Result
 from .worker_objects import AttemptLog, WorkerObjects
 
+SETTLED_MAX = 10_000  # remembered, in case an overtaken answer grants one of them once more
+
 
 class HeldAttempt:
     """A lease that the worker has and has not reported."""
@@ -91,6 +93,7 @@ class UnsettledReports:
         self._session = session
         self._objects = objects
         self._reports: dict[JobKey, _Unsettled] = {}
+        self._settled: dict[JobKey, None] = {}
         self._turn = asyncio.Lock()
         self.due = 0.0  # when they should be sent
         self.outbox_objects = 0
@@ -99,7 +102,8 @@ class UnsettledReports:
         return len(self._reports)
 
     def __contains__(self, key: JobKey) -> bool:
-        return key in self._reports
+        """Also true of reports that were settled a short while ago."""
+        return key in self._reports or key in self._settled
 
     def add(self, finished: Finished, now: float, gather_seconds: float) -> None:
         """To be sent within `gather_seconds`, together with what ends until then."""
@@ -113,7 +117,11 @@ class UnsettledReports:
     def settle(self, finished: list[Finished]) -> None:
         """A leader has answered for these."""
         for each in finished:
-            self._reports.pop((each.job_id, each.attempt), None)
+            key = (each.job_id, each.attempt)
+            self._reports.pop(key, None)
+            self._settled[key] = None
+        while len(self._settled) > SETTLED_MAX:
+            del self._settled[next(iter(self._settled))]
 
     @property
     def outside_outbox(self) -> int:

@@ -42,25 +42,16 @@ from .attempts import HeldAttempt, UnsettledReports, finished_report, inline_res
 from .call_pace import CallPace
 from .errors import Unavailable
 from .job_frames import JobEnded, JobKey, ReadyJob, RunnerEvent, RunningJob
-from .jobs import (
-    BlobRef,
-    ErrorInfo,
-    Finished,
-    Outcome,
-    Result,
-    WorkerOrders,
-    WorkerReport,
-    id_text,
-)
-from .object_store import ObjectStore, StoreError
+from .jobs import BlobRef, ErrorInfo, Finished, Outcome, Result, WorkerOrders, WorkerReport, id_text
+from .object_store import ObjectStore
+from .payload_fetch import PayloadFetch
 from .prefetch import BusySeconds, Prefetch
 from .settings import MIB, Settings
-from .worker_objects import AttemptLog, PayloadMissing, WorkerObjects, result_key, together
+from .worker_objects import AttemptLog, WorkerObjects, result_key
 
 CALLS_MAX = 3  # in the air at once: one that counts, and those that it has overtaken
 ENDING_MAX = 64  # attempts whose results are being stored, before no more jobs are asked for
 ENDING_BYTES_MAX = 64 * MIB  # of results that are being stored; above it, waiting jobs go back
-PAYLOAD_BYTES_MAX = 64 * MIB  # fetched and not yet run, before the next are fetched
 LOOK_SECONDS = 0.5
 
 
@@ -130,8 +121,8 @@ class Worker:
         self._ending: dict[JobKey, HeldAttempt] = {}
         self._finished = UnsettledReports(name, session, self._objects)
         self._busy_seconds = BusySeconds()
-        self._ending_bytes = self._payload_bytes = 0
-        self._payloads_used = asyncio.Event()
+        self._ending_bytes = 0
+        self._payloads = PayloadFetch(self._objects, self._holds, runner.submit, self._finish_unstarted)
         self._stale = 0
         self._outbox_task: asyncio.Task[None] | None = None
         self._leaving: str | None = None
@@ -265,9 +256,9 @@ class Worker:
             return False
         finally:
             pace.in_air -= 1
-        empty = wait_seconds > 0 and not (orders.grants or orders.cancel or orders.drop)
+        news = self._obey(report, orders)
+        empty = wait_seconds > 0 and not news
         pace.answered(number, loop.time(), empty, self._gather_seconds if orders.grants else 0.0)
-        self._obey(report, orders)
         return True
 
     def _report(self, wait_seconds: float) -> WorkerReport:
@@ -307,18 +298,18 @@ class Worker:
 
     # --- obeying ---
 
-    def _obey(self, report: WorkerReport, orders: WorkerOrders) -> None:
+    def _obey(self, report: WorkerReport, orders: WorkerOrders) -> bool:
+        """Returns whether something in it was new; a leader repeats what is not done yet."""
         self._finished.settle(report.finished)
         self._stale += len(orders.stale)
-        for key in orders.drop:
-            self._end_early(key, Outcome.RELEASED, forget=True)
-        for key in orders.cancel:
-            self._end_early(key, Outcome.CANCELLED)
-        self._take(orders)
+        ended = [self._end_early(key, Outcome.RELEASED, forget=True) for key in orders.drop]
+        ended += [self._end_early(key, Outcome.CANCELLED) for key in orders.cancel]
+        news = self._take(orders) or any(ended)
         if orders.retire:
             self._leave("retired")
+        return news
 
-    def _take(self, orders: WorkerOrders) -> None:
+    def _take(self, orders: WorkerOrders) -> bool:
         inline: list[HeldAttempt] = []
         referred: list[HeldAttempt] = []
         for grant in orders.grants:
@@ -330,54 +321,23 @@ class Worker:
             (referred if held.ref is not None else inline).append(held)
         if self._leaving is not None:
             self._give_back([each.key for each in [*inline, *referred]])
-            return
+            return False
         if inline:
             self._runner.submit([each.ready(each.inline_payload) for each in inline])
         if referred:
-            self._spawn(self._fetch_all(referred), f"{self.name} fetches payloads")
+            self._spawn(self._payloads.fetch_all(referred), f"{self.name} fetches payloads")
+        return bool(inline or referred)
 
-    async def _fetch_all(self, referred: list[HeldAttempt]) -> None:
-        """Bring payloads, not many more than the runner can use soon."""
-        for group in together(referred, lambda each: each.ref):
-            while self._payload_bytes > PAYLOAD_BYTES_MAX:
-                self._payloads_used.clear()
-                await self._payloads_used.wait()
-            wanted = [each for each in group if self._held.get(each.key) is each]
-            if wanted:
-                await self._fetch(wanted)
-
-    async def _fetch(self, group: list[HeldAttempt]) -> None:
-        """Bring the payloads of jobs that share a part of a pack, and hand the jobs to the runner."""
-        try:
-            payloads = await self._objects.fetch([each.ref for each in group if each.ref is not None])
-        except StoreError as failure:  # the store's fault and not the jobs'
-            error = ErrorInfo("StoreError", f"the payload could not be fetched: {failure}")
-            for each in group:
-                if self._held.get(each.key) is each:
-                    self._finish_unstarted(each, Outcome.RELEASED, error)
-            return
-        ready = []
-        for each, payload in zip(group, payloads, strict=True):
-            if self._held.get(each.key) is not each:
-                continue  # given back, cancelled or dropped meanwhile
-            if isinstance(payload, PayloadMissing):
-                error = ErrorInfo("PayloadMissing", str(payload))
-                self._finish_unstarted(each, Outcome.RAISED, error)
-            else:
-                self._payload_bytes += len(payload)
-                ready.append(each.ready(payload))
-        self._runner.submit(ready)
-
-    def _end_early(self, key: JobKey, outcome: Outcome, forget: bool = False) -> None:
+    def _end_early(self, key: JobKey, outcome: Outcome, forget: bool = False) -> bool:
         """End an attempt whether it has started or not. With `forget` nobody wants to hear of it."""
         held = self._held.get(key)
         if held is None:
-            return  # it has ended already; its report says how
+            return False  # it has ended already; its report says how
         held.forgotten = held.forgotten or forget
         if not held.submitted or key in self._runner.withdraw({key}):
             self._finish_unstarted(held, outcome)
-        else:
-            self._runner.kill(key, outcome)  # False: it has ended, or is being killed; its end is on the way
+            return True
+        return self._runner.kill(key, outcome)  # False: it has ended or is being killed; its end is coming
 
     def _give_back(self, keys: list[JobKey]) -> None:
         """Release those of the attempts that have not started."""
@@ -409,7 +369,7 @@ class Worker:
             running = self._runner.current
             held = self._held.get((running.job_id, running.attempt)) if running is not None else None
             if held is not None and held.log is not None and held.log.waiting:
-                self._spawn(_uploaded(held.log), f"{self.name} uploads output")
+                self._spawn(held.log.upload(), f"{self.name} uploads output")
 
     def _job_ended(self, ended: JobEnded) -> None:
         held = self._let_go((ended.job_id, ended.attempt))
@@ -447,10 +407,12 @@ class Worker:
 
     def _let_go(self, key: JobKey) -> HeldAttempt | None:
         held = self._held.pop(key, None)
-        if held is not None and held.submitted and held.ref is not None:
-            self._payload_bytes -= held.ref.length
-            self._payloads_used.set()
+        if held is not None:
+            self._payloads.used(held)
         return held
+
+    def _holds(self, held: HeldAttempt) -> bool:
+        return self._held.get(held.key) is held
 
     def _add_finished(self, finished: Finished) -> None:
         """A report is ready. It goes at once if the worker runs dry, else with others that end about now."""
@@ -520,9 +482,9 @@ class Worker:
         lost = self._finished.outside_outbox
         return f"; {lost} reports could not be written to the outbox" if lost else ""
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[None]:
         """A side task. One that fails ends the worker, loudly."""
-        task = asyncio.create_task(work, name=name)
+        task: asyncio.Task[Any] = asyncio.create_task(work, name=name)
         self._tasks[task] = None
         task.add_done_callback(self._side_task_ended)
         return task
@@ -533,7 +495,3 @@ class Worker:
             return
         if self._defect is not None and not self._defect.done():
             self._defect.set_exception(error)
-
-
-async def _uploaded(log: AttemptLog) -> None:
-    await log.upload()
