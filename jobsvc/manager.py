@@ -47,6 +47,7 @@ from .settings import Settings
 from .snapshots import prune, write_snapshot
 
 STALE_CHECK_SECONDS = 5.0
+SLEPT_SECONDS = 2.0  # it looks at least once a second
 PUSHED_BYTES_MAX = 256 * 1024 * 1024
 
 _log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Manager:
         self._pushed: deque[bytes] = deque()
         self._pushed_bytes = 0
         self._news = asyncio.Event()
-        self._heard_at = 0.0
+        self._heard_at = self._looked_at = 0.0
         self._suspect = False
         self._log_bytes = 0
         self._log_records = 0
@@ -158,34 +159,13 @@ class Manager:
         loop = asyncio.get_running_loop()
         self.role = "standby"
         _log.info("follows from %s, %d jobs", reader.mark.next_position, len(self.state.jobs))
-        self._heard_at = polled_at = checked_at = loop.time()
-        at_start = True
+        self._heard_at = self._looked_at = polled_at = checked_at = loop.time()
+        self._suspect = self._suspect or await self._nobody_leads()
         while True:
-            if at_start and await self._nobody_leads():
-                self._suspect = True
-            at_start = False
-            silence = loop.time() - self._heard_at
-            if self._suspect or silence >= self._settings.takeover_silence_seconds:
-                await self._drop_snapshot()
-                suspected, self._suspect = self._suspect, False
-                _log.info("the leader is %s", "gone" if suspected else f"silent for {silence:.1f} s")
-                self._take_pushed(reader)
-                epoch = reader.mark.next_position.epoch
-                records = await self._read_on(reader)
-                if reader.mark.next_position.epoch != epoch or (records and not suspected):
-                    self._heard_at = loop.time()  # another one took over, or it commits and cannot reach me
-                    continue
-                writer = await claim(
-                    reader,
-                    nonce=self._nonce,
-                    log_time=self._wall(),
-                    random=self._random,
-                    stepdown_seconds=self._settings.stepdown_seconds,
-                )
+            if self._suspect or await self._leader_is_silent():
+                writer = await self._try_takeover(reader)
                 if writer is not None:
                     return writer
-                self._heard_at = loop.time()
-                await self._read_on(reader)
             if not self._take_pushed(reader) or loop.time() - polled_at > STALE_CHECK_SECONDS:
                 await self._read_on(reader)
                 polled_at = loop.time()
@@ -194,6 +174,50 @@ class Manager:
                 checked_at = loop.time()
             await self._maybe_snapshot(reader)
             await self._wait_for_news()
+
+    async def _leader_is_silent(self) -> bool:
+        """Nothing was heard for too long, by one who was awake to hear it, and who has asked.
+
+        On a machine that is overloaded the listener may be what slept; to take over from a leader that
+        lives would cost a restart, and add to the load.
+        """
+        loop = asyncio.get_running_loop()
+        slept = loop.time() - self._looked_at > SLEPT_SECONDS
+        self._looked_at = loop.time()
+        if slept:
+            self._heard_at = loop.time()
+        if loop.time() - self._heard_at < self._settings.takeover_silence_seconds:
+            return False
+        try:
+            other = await self._peer.status()
+        except Unavailable:
+            return True
+        if other is not None and other.role == "leader" and other.healthy:
+            self._heard_at = loop.time()
+            return False
+        return True
+
+    async def _try_takeover(self, reader: LogReader) -> LogWriter | None:
+        """Read to the end and claim; None if another one leads after all."""
+        suspected, self._suspect = self._suspect, False
+        _log.info("the leader is %s", "gone" if suspected else "silent")
+        await self._drop_snapshot()
+        self._take_pushed(reader)
+        epoch = reader.mark.next_position.epoch
+        records = await self._read_on(reader)
+        if reader.mark.next_position.epoch == epoch and (suspected or not records):
+            writer = await claim(
+                reader,
+                nonce=self._nonce,
+                log_time=self._wall(),
+                random=self._random,
+                stepdown_seconds=self._settings.stepdown_seconds,
+            )
+            if writer is not None:
+                return writer
+            await self._read_on(reader)
+        self._heard_at = asyncio.get_running_loop().time()  # it leads, or commits and cannot reach me
+        return None
 
     async def _nobody_leads(self) -> bool:
         try:
