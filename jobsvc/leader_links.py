@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from .commands import FeedPage, Flight, FlightReply, ManagerStatus
 from .errors import Unavailable
@@ -62,6 +62,8 @@ class LeaderFinder:
                 answer: bytes = await getattr(handle, method).remote(*arguments)
                 return answer
         except RayError as error:
+            if isinstance(error, ActorDiedError):
+                self._handles.pop(name, None)  # for good; another one may be made under this name
             raise Unavailable(f"{name} is gone: {type(error).__name__}") from error
         except TimeoutError as error:
             raise Unavailable(f"{name} did not answer") from error

@@ -24,10 +24,11 @@ import ray
 import uuid_utils
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
-from setproctitle import setproctitle
 
+from .actor_titles import keep_title
 from .commands import ManagerStatus
-from .errors import Fatal, Unavailable
+from .errors import DataMissing, Fatal, StoreUnfit, Unavailable
+from .jobs import encode
 from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
 from .manager import Manager
@@ -36,7 +37,12 @@ from .settings import PoolSettings, decode_settings
 
 PUSH_SECONDS = 2.0
 STATUS_SECONDS = 1.0
+REWATCH_SECONDS = 0.3
 RESTART_PAUSE_SECONDS = 0.3
+DEFECT_PAUSE_SECONDS = 3.0
+UNFIT_PAUSE_SECONDS = 20.0
+EARLY_DEATH_SECONDS = 8.0
+START_PAUSE_SECONDS_MAX = 60.0
 MANAGER_RESOURCE = "jobsvc_manager"
 WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
@@ -59,6 +65,11 @@ class PeerActor:
             self._handle = await actor_handle(self.name, self._namespace)
         return self._handle
 
+    def _forget_dead(self, error: Exception) -> None:
+        """An actor that Ray will not restart is never coming back under this handle; its name may."""
+        if isinstance(error, ActorDiedError):
+            self._handle = None
+
     async def push(self, records: list[bytes]) -> int:
         try:
             handle = await self._its_handle()
@@ -66,6 +77,7 @@ class PeerActor:
                 applied: int = await handle.follow.remote(records)
                 return applied
         except (RayError, TimeoutError) as error:
+            self._forget_dead(error)
             raise Unavailable(f"{self.name} does not take records: {type(error).__name__}") from error
 
     async def status(self) -> ManagerStatus | None:
@@ -76,7 +88,8 @@ class PeerActor:
         try:
             async with asyncio.timeout(STATUS_SECONDS):
                 return _status.decode(await handle.status.remote())
-        except ActorDiedError:
+        except ActorDiedError as error:
+            self._forget_dead(error)
             return None
         except (RayError, TimeoutError) as error:
             raise Unavailable(f"{self.name} does not say what it is") from error
@@ -88,10 +101,11 @@ class PeerActor:
                 handle = await self._its_handle()
                 await handle.sentinel.remote()
             except Unavailable:
-                await asyncio.sleep(0.5)  # not made yet
-            except RayError:
+                await asyncio.sleep(REWATCH_SECONDS)  # not made yet
+            except RayError as error:
+                self._forget_dead(error)
                 on_death()
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(REWATCH_SECONDS)
 
 
 class WorkerFleet:
@@ -103,13 +117,21 @@ class WorkerFleet:
         self._namespace = self._settings.service
         self._on_death = on_death
         self._watched: dict[str, asyncio.Task[None]] = {}
+        self._started_at: dict[str, float] = {}
+        self._early_deaths = 0
+        self._no_start_before = 0.0
 
     async def start(self, pool: str, name: str) -> None:
         from .worker_actor import WorkerActor
 
+        now = asyncio.get_running_loop().time()
+        if now < self._no_start_before:
+            raise Unavailable("workers die as soon as they start; waiting before the next one")
+        actor: Any = ray.remote(WorkerActor)
         options = worker_options(self._settings.pools[pool], name, self._namespace)
-        actor: Any = WorkerActor
         await asyncio.to_thread(actor.options(**options).remote, name, pool, self._settings_text)
+        self._started_at[name] = now
+        self._watch(name)
         _log.info("a worker is started", extra={"worker": name})
 
     async def end(self, name: str) -> None:
@@ -130,18 +152,39 @@ class WorkerFleet:
             if actor["namespace"] == self._namespace and actor["name"].startswith(WORKER_PREFIX)
         }
         for name in found:
-            if name not in self._watched:
-                self._watched[name] = asyncio.create_task(self._watch(name), name=f"watch {name}")
+            self._watch(name)
         return found
 
-    async def _watch(self, name: str) -> None:
-        try:
-            handle = await actor_handle(name, self._namespace)
-            await handle.sentinel.remote()
-        except (RayError, Unavailable):
-            self._on_death(name)
-        finally:
-            self._watched.pop(name, None)
+    def _watch(self, name: str) -> None:
+        if name not in self._watched:
+            task = asyncio.create_task(self._until_dead(name), name=f"watch {name}")
+            self._watched[name] = task
+            task.add_done_callback(lambda _: self._watched.pop(name, None))
+
+    async def _until_dead(self, name: str) -> None:
+        """A call that breaks while the actor is only out of reach is made again: its lease decides then."""
+        while True:
+            try:
+                handle = await actor_handle(name, self._namespace)
+                await handle.sentinel.remote()
+            except (ActorDiedError, Unavailable):
+                self._hold_back_after(name)
+                self._on_death(name)
+                return
+            except RayError:
+                await asyncio.sleep(REWATCH_SECONDS)
+
+    def _hold_back_after(self, name: str) -> None:
+        """Workers that cannot even start (a broken environment) must not be started again and again."""
+        now = asyncio.get_running_loop().time()
+        if now - self._started_at.pop(name, 0.0) > EARLY_DEATH_SECONDS:
+            self._early_deaths = 0
+            return
+        self._early_deaths += 1
+        if self._early_deaths > 1:  # one may be an accident
+            pause = min(2.0**self._early_deaths, START_PAUSE_SECONDS_MAX)
+            self._no_start_before = now + pause
+            _log.error("%d workers died as they started; pausing %g s", self._early_deaths, pause)
 
 
 def pool_of_worker(name: str) -> str:
@@ -172,15 +215,18 @@ def worker_options(pool: PoolSettings, name: str, namespace: str) -> dict[str, A
     return options
 
 
-@ray.remote
 class ManagerActor:
-    """One of the pair. See `manager.Manager` for what each method promises."""
+    """One of the pair. See `manager.Manager` for what each method promises.
+
+    Made an actor where it is started, not by a decorator: a decorated class is not found by its name
+    any more, and Ray would ship its code and the globals of this module by value.
+    """
 
     def __init__(self, name: str, settings_text: str) -> None:
         settings = decode_settings(settings_text)
         self._name = name
-        setproctitle(f"jobsvc {name}")
-        log_as_json(manager=name)
+        self._problem: str | None = None
+        log_as_json(settings.log_level, manager=name)
         gc.set_threshold(*GC_THRESHOLDS)
         other = MANAGER_NAMES[1 - MANAGER_NAMES.index(name)]
         self._peer = PeerActor(other, settings.service)
@@ -198,7 +244,12 @@ class ManagerActor:
         )
         self._tasks = [
             asyncio.ensure_future(each)
-            for each in (self._live(), self._peer.watch(self._peer_died), self._keep_gc())
+            for each in (
+                self._live(),
+                self._peer.watch(self._peer_died),
+                self._keep_gc(),
+                keep_title(lambda: f"{name} {self._manager.role}"),
+            )
         ]
 
     def __repr__(self) -> str:
@@ -211,14 +262,21 @@ class ManagerActor:
         self._manager.suspect_leader()
 
     async def _live(self) -> None:
+        pause = RESTART_PAUSE_SECONDS
         try:
             await self._manager.run()
+        except (StoreUnfit, DataMissing) as error:
+            # Starting again does not help: an operator must look. The status says why for a while.
+            _log.error("this manager cannot work: %s", error)
+            self._problem = str(error)
+            await asyncio.sleep(UNFIT_PAUSE_SECONDS)
         except Fatal as error:
-            _log.error("this manager ends: %s", error, extra={"manager": self._name})
+            _log.error("this manager ends: %s", error)
         except BaseException:
-            _log.exception("this manager ends by a defect", extra={"manager": self._name})
+            _log.exception("this manager ends by a defect")
+            pause = DEFECT_PAUSE_SECONDS
         # Nothing may be answered any more, so the loop stands still: that holds back a storm of restarts.
-        time.sleep(RESTART_PAUSE_SECONDS)  # noqa: ASYNC251
+        time.sleep(pause)  # noqa: ASYNC251
         os._exit(1)
 
     async def _keep_gc(self) -> None:
@@ -241,7 +299,12 @@ class ManagerActor:
         return await self._manager.follow(records)
 
     async def status(self) -> bytes:
-        return self._manager.status()
+        status = self._manager.status()
+        if self._problem is None:
+            return status
+        told = _status.decode(status)
+        told.healthy, told.problem = False, self._problem
+        return encode(told)
 
     async def sentinel(self) -> None:
         """Pending for as long as this process lives."""
@@ -252,7 +315,7 @@ def start_managers(settings_text: str) -> None:
     """Make the pair, if it is not there. Each on a machine of its own where there are two for managers."""
     settings = decode_settings(settings_text)
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    actor: Any = ManagerActor
+    actor: Any = ray.remote(ManagerActor)
     for name in MANAGER_NAMES:
         options: dict[str, Any] = {
             "name": name,
@@ -267,3 +330,15 @@ def start_managers(settings_text: str) -> None:
         if resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
             options["resources"] = {MANAGER_RESOURCE: 1}
         actor.options(**options).remote(name, settings_text)
+
+
+def remove_actors(service: str) -> None:
+    """End the managers, then the workers, for good."""
+    names = [
+        actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == service
+    ]
+    for name in sorted(names, key=lambda name: name not in MANAGER_NAMES):
+        try:
+            ray.kill(ray.get_actor(name, service), no_restart=True)
+        except ValueError:
+            continue  # it has ended

@@ -1,18 +1,24 @@
 """The Serve application: what answers HTTP, and the program that puts managers and replicas into Ray.
 
-`python -m jobsvc.serve_app --address … --port …` runs as a short-lived driver: it makes the pair of managers
-and the Serve application, all detached, and ends. Running it again changes nothing that is in place.
+`main` runs as a short-lived driver: it makes the pair of managers and the Serve application, all detached,
+and ends. Running it again changes nothing that is in place. Settings come on stdin, so that the program can
+load its modules while Ray is still starting.
 
-A replica's settings travel as environment variables of the replica, because Serve builds the app there;
-the token travels as the path of a file that only the service's user can read.
+A replica gets its settings with its code; the token travels as the path of a file that only the service's
+user can read.
+
+Where the cluster has the custom resource `jobsvc_http`, replicas are placed only there: a replica, like every
+living actor, keeps its node from being scaled down.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,25 +30,35 @@ from .gateway import Gateway
 from .http_api import build_app
 from .leader_links import RayManagers
 from .logs import log_as_json
-from .manager_actor import start_managers
+from .manager_actor import remove_actors, start_managers
 from .s3_store import open_store
-from .settings import decode_settings
+from .settings import Settings, decode_settings
 from .tasks import load_tasks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-SETTINGS_VARIABLE = "JOBSVC_REPLICA_SETTINGS"
-TOKEN_FILE_VARIABLE = "JOBSVC_TOKEN_FILE"
+HTTP_RESOURCE = "jobsvc_http"
+DEPLOYMENT_NAME = "http"
 ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wait for each other
+GC_THRESHOLDS = (20_000, 50, 100)
 
 
-def build_replica_app() -> FastAPI:
+def app_builder(settings_text: str, token_file: str | None) -> Callable[[], FastAPI]:
+    """A function that Serve calls in each replica."""
+
+    def build_replica_app() -> FastAPI:
+        return replica_app(settings_text, token_file)
+
+    return build_replica_app
+
+
+def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
     """The ASGI app of one replica, wired to the managers over Ray."""
-    settings = decode_settings(os.environ[SETTINGS_VARIABLE])
-    token_file = os.environ.get(TOKEN_FILE_VARIABLE)
+    settings = decode_settings(settings_text)
     token = Path(token_file).read_text().strip() if token_file else None
-    log_as_json(replica=str(os.getpid()))
+    log_as_json(settings.log_level, replica=str(os.getpid()))
+    gc.set_threshold(*GC_THRESHOLDS)
     gateway = Gateway(
         RayManagers(settings.service, settings.request_deadline_seconds),
         open_store(settings),
@@ -54,45 +70,57 @@ def build_replica_app() -> FastAPI:
     return build_app(gateway, settings, token, registry)
 
 
+class _Replica:
+    """Serve wants a class to hang the app on; the app is everything."""
+
+
 def deploy(settings_text: str, port: int, token_file: str | None, replicas: int) -> None:
     """Managers, then Serve. Idempotent; returns when the application is running."""
     settings = decode_settings(settings_text)
     start_managers(settings_text)
     serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": port})
-    environment = {SETTINGS_VARIABLE: settings_text}
-    if token_file:
-        environment[TOKEN_FILE_VARIABLE] = token_file
+    ingress: Any = serve.ingress(app_builder(settings_text, token_file))
     application = serve.deployment(
-        name="http",
+        name=DEPLOYMENT_NAME,
         num_replicas=replicas,
         max_ongoing_requests=ONGOING_MAX,
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
         health_check_timeout_s=15,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": environment}},
-    )(serve.ingress(build_replica_app)(_Replica))
+        ray_actor_options=replica_options(settings),
+        logging_config={"enable_access_log": False},
+    )(ingress(_Replica))
     bound: Any = application.bind()
     serve.run(bound, name=settings.service, route_prefix="/", blocking=False)
 
 
-class _Replica:
-    """Serve wants a class to hang the app on; the app is everything."""
+def replica_options(settings: Settings) -> dict[str, Any]:
+    """A replica waits most of the time; it must not take a job's CPU."""
+    options: dict[str, Any] = {"num_cpus": 0}
+    if ray.cluster_resources().get(HTTP_RESOURCE, 0) > 0:  # type: ignore[no-untyped-call]
+        options["resources"] = {HTTP_RESOURCE: 0.001}
+    return options
+
+
+def remove(service: str) -> None:
+    """Take a service out of a Ray that goes on without it."""
+    if service in serve.status().applications:
+        serve.delete(service)
+    remove_actors(service)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--token-file")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--remove", metavar="SERVICE")
     options = parser.parse_args()
-    settings_text = sys.stdin.read()
-    settings = decode_settings(settings_text)
-    ray.init(
-        address=options.address, namespace=settings.service, log_to_driver=False, configure_logging=False
-    )
-    deploy(settings_text, options.port, options.token_file, options.replicas)
-
-
-if __name__ == "__main__":
-    main()
+    settings_text = "" if options.remove else sys.stdin.read()
+    namespace = options.remove or decode_settings(settings_text).service
+    ray.init(address=options.address, namespace=namespace, log_to_driver=False, configure_logging=False)
+    if options.remove:
+        remove(options.remove)
+    else:
+        deploy(settings_text, options.port, options.token_file, options.replicas)

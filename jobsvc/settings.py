@@ -92,6 +92,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # for stores that speak S3 but not its newer checksums
     s3_checksums: Literal["when_supported", "when_required"] = "when_supported"
 
+    # how Ray Serve lets HTTP in
+    proxy: Literal["haproxy", "python"] = "haproxy"  # Serve's two proxies; see serve_proxy.py
+    replicas: int = 2
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
     def __post_init__(self) -> None:
         self._require(DEFAULT_POOL in self.pools, "pools", f"must have a pool named {DEFAULT_POOL!r}")
         for queue, pool in self.queues.items():

@@ -15,8 +15,8 @@ import time
 
 import ray
 import uuid_utils
-from setproctitle import setproctitle
 
+from .actor_titles import keep_title
 from .job_runner import ProcessRunner
 from .leader_links import RayLeaderLink
 from .logs import log_as_json
@@ -24,20 +24,16 @@ from .s3_store import open_store
 from .settings import decode_settings
 from .worker import Worker
 
-TITLE_SECONDS = 1.0
-
 _log = logging.getLogger("jobsvc.worker")
 
 
-@ray.remote
 class WorkerActor:
     """Runs one `worker.Worker` from beginning to end."""
 
     def __init__(self, name: str, pool: str, settings_text: str) -> None:
         settings = decode_settings(settings_text)
         self._name = name
-        setproctitle(f"jobsvc {name} starting")
-        log_as_json(worker=name)
+        log_as_json(settings.log_level, worker=name)
         self._worker = Worker(
             name=name,
             session=str(uuid_utils.uuid7()),
@@ -51,30 +47,24 @@ class WorkerActor:
             wall=time.time,
             random=random.Random(),
         )
-        self._tasks = [asyncio.ensure_future(self._live()), asyncio.ensure_future(self._keep_title())]
+        self._tasks = [
+            asyncio.ensure_future(self._live()),
+            asyncio.ensure_future(keep_title(lambda: f"{name}: {self._worker.describe()}")),
+        ]
 
     def __repr__(self) -> str:
-        return f"{self._name}: {self._worker.describe()}"
+        # Ray asks once, when the actor begins, and shows that for ever; the process's title tells the job.
+        return self._name
 
     async def _live(self) -> None:
         code = 1
         try:
             why = await self._worker.run()
-            _log.info("this worker ends: %s", why, extra={"worker": self._name})
+            _log.info("this worker ends: %s", why)
             code = 0
         except BaseException:
-            _log.exception("this worker ends by a defect", extra={"worker": self._name})
+            _log.exception("this worker ends by a defect")
         os._exit(code)
-
-    async def _keep_title(self) -> None:
-        """`ps` tells which job this worker runs."""
-        shown = ""
-        while True:
-            title = f"jobsvc {self._name} {self._worker.describe()}"
-            if title != shown:
-                setproctitle(title)
-                shown = title
-            await asyncio.sleep(TITLE_SECONDS)
 
     async def drain(self, deadline_seconds: float) -> None:
         """The machine will go away: give back what has not started, finish or give back what runs."""

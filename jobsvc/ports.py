@@ -1,0 +1,66 @@
+"""Free ports on this machine.
+
+Serve's Python proxy sets SO_REUSEPORT unless it is told not to, so another cluster of the same user may be
+on a port that a bind with that option would get without an error. So a port is free here only if nobody
+answers on it and a plain bind succeeds.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from contextlib import closing
+
+from .errors import Unavailable
+
+PORTS_TRIED = 100
+RANGES_FIRST, RANGES_LAST = 20_000, 32_000  # below the ports that Linux gives to outgoing connections
+
+
+def free_port(host: str, first: int) -> int:
+    """The first port from `first` on that nobody uses, however they bound it."""
+    for port in range(first, min(first + PORTS_TRIED, 65_536)):
+        if is_free(host, port):
+            return port
+    raise Unavailable(f"no port from {first} to {first + PORTS_TRIED - 1} is free")
+
+
+def is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family)) as probe:
+        probe.settimeout(0.5)
+        if probe.connect_ex((reachable(host), port)) == 0:
+            return False  # someone answers, perhaps with SO_REUSEPORT
+    with closing(socket.socket(family)) as probe:
+        # so that connections of the last service, which the kernel still remembers, do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def reachable(host: str) -> str:
+    """The host under which this machine reaches what is bound to `host`."""
+    return {"0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+def free_ports(count: int) -> list[int]:
+    """Some free ports of loopback, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def free_range(count: int) -> int:
+    """The first port of a range that nobody uses. Chosen at random: two services shall not meet in one."""
+    for first in random.sample(range(RANGES_FIRST, RANGES_LAST, count), k=50):
+        if all(is_free("127.0.0.1", port) for port in range(first, first + count)):
+            return first
+    raise Unavailable(f"no {count} free ports in a row from {RANGES_FIRST} to {RANGES_LAST}")
