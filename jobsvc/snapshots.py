@@ -64,7 +64,7 @@ class InvalidSnapshot(JobsvcError):
     """These bytes are not a whole snapshot of this service."""
 
 
-class SnapshotGone(JobsvcError):
+class SnapshotGone(StoreError):
     """It was pruned after it was listed: newer ones exist."""
 
 

@@ -33,6 +33,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._frozen: dict[str, list[asyncio.Handle]] = {}
         self._dead: set[str] = set()
+        self._graves: list[
+            asyncio.Handle
+        ] = []  # what the killed would have done; kept, so that nothing unwinds
         self.set_exception_handler(lambda loop, context: None)  # tasks of the killed are never awaited
 
     def time(self) -> float:
@@ -53,11 +56,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def kill(self, process: str) -> None:
         self._dead.add(process)
-        self._frozen.pop(process, None)
+        self._graves.extend(self._frozen.pop(process, ()))
 
     def _may_run(self, handle: asyncio.Handle) -> bool:
         process = handle._context.get(_process)
         if process in self._dead:
+            self._graves.append(handle)
             return False
         if process in self._frozen:
             self._frozen[process].append(handle)
@@ -92,7 +96,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def finish(self) -> None:
         """Let everybody clean up, the killed too, after all has been judged."""
-        self._frozen.clear()
+        for process in list(self._frozen):
+            self.thaw(process)
         self._dead.clear()
         for _ in range(5):
             tasks = asyncio.all_tasks(self)
@@ -100,6 +105,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 break
             for task in tasks:
                 task.cancel()
+            self._ready.extend(self._graves)
+            self._graves.clear()
             with suppress(Exception):
                 self.run_until_complete(asyncio.wait(tasks, timeout=60))
         self.close()
