@@ -277,8 +277,14 @@ class Leader:
             return
         self.apply_events([leased])
         self._grant([self.state.jobs[job_id] for job_id in leased.ids], orders)
+        self._note_leased(worker, leased.ids)
+
+    def _note_leased(self, worker: KnownWorker, ids: list[bytes]) -> None:
+        """An idle worker begins with the first of them: if it dies before it says so, that job is charged."""
         worker.can_take = 0
         worker.idle_since = None
+        if worker.running is None:
+            worker.running = (ids[0], self.state.jobs[ids[0]].attempt)
 
     def serve_waiting(self, but: str = "") -> None:
         """Lease to workers that wait, in the same record as what made the jobs ready."""
@@ -291,8 +297,7 @@ class Leader:
                 if leased is None:
                     break
                 self.apply_events([leased])
-                worker.can_take = 0
-                worker.idle_since = None
+                self._note_leased(worker, leased.ids)
                 worker.wake()
 
     def _fair_share(self, pool: str, workers: int, can_take: int) -> int:

@@ -108,6 +108,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             value = getattr(self, field)
             if field.endswith(("_seconds", "_max")) and value is not None and value < 0:
                 raise InvalidRequest("must not be negative", field)
+        silence = self.takeover_silence_seconds >= 2.0
+        self._require(
+            silence, "takeover_silence_seconds", "must be at least 2"
+        )  # a leader shows life each second
         beats = self.heartbeat_seconds * 2 <= self.lease_seconds
         self._require(beats, "heartbeat_seconds", "must be at most half of lease_seconds")
 
