@@ -84,7 +84,8 @@ class CommitLoop:
         self._peer = peer
         self._wall = wall
         self._loop = asyncio.get_running_loop()
-        self._stamped = state.log_time, self._loop.time()
+        # The takeover's own time, which the state does not see, may be of a clock that is ahead.
+        self._stamped = max(state.log_time, writer.mark.log_time), self._loop.time()
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
         self._work = asyncio.Event()

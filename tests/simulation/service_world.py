@@ -606,7 +606,7 @@ class World:
 
     async def rage(self) -> None:
         random = self.random
-        while self.loop.time() < RAGE_SECONDS:
+        while self.loop.time() < RAGE_SECONDS and self.found is None:
             await asyncio.sleep(random.expovariate(1.0) * 2.0)
             place = random.choice([*MANAGERS, *MANAGERS, *sorted(self.fleet)])
             point = random.random()
