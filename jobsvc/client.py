@@ -1,112 +1,86 @@
 """The Python client: httpx only, neither Ray nor boto3.
 
-It finds the service by argument, `JOBSVC_URL` (comma-separated), or the discovery file of `jobsvc up`. With
-several addresses it goes on to the next when one does not answer. Every write carries an idempotency
-key, so everything is safe to send again: a request is retried with full jitter until its deadline, and
-errors that sending again cannot mend are raised at once.
+    client = Client()                                   # argument, JOBSVC_URL, or what `jobsvc up` wrote down
+    job = client.enqueue(thumbnail, "s3://…", width=300, priority=5)
+    job.result(timeout=60)
+    jobs = client.map(thumbnail, urls, width=300)
+    for job in jobs.as_completed(): ...
 
-    errors.InvalidRequest   fix the request; `field` names what is wrong
-    errors.Refused          the service said no: unknown job, wrong state, a key used twice
-    errors.Unavailable      nobody answered until the deadline; the same key may be used again
-    errors.JobFailed        `result` of a job that failed or was cancelled
-    errors.WaitTimedOut     the job goes on; only the waiting ended
+Options and arguments. Keyword arguments whose names are in `OPTIONS` are options of the job; `key`, `kwargs`
+and, in `map`, `batch_jobs` and `progress` belong to the call; all others go to the task. A task whose own
+parameter has one of these names gets it by `kwargs={"priority": …}`. A function marked with `@jobsvc.task` is
+sent by its name, with the decorator's options unless the call says otherwise; its code is not sent.
 
-A client may be used by several threads. Waiting for many jobs reads the completion feed, never one job at a
-time.
+Arguments travel as JSON (msgspec: dataclasses, dates and the like become what JSON has). JSON has no bytes: a
+job whose argument is bytes goes by `enqueue_bytes`, and `map` sends items that are bytes that way.
+
+What is raised (`errors`): InvalidRequest, fix the request, `field` says where. Refused, the service said no:
+unknown job, wrong state, a key used twice. Unavailable, nobody answered until the deadline; that `key` may
+be used again. JobFailed and WaitTimedOut come from results and waiting. The service's own trouble, a failover
+for example, is a pause, not an error: see `client_http`. A client may be used by several threads.
 """
 
 from __future__ import annotations
 
+import datetime
 import os
-import random
-import threading
-import time
-import uuid
+import urllib.parse
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import httpx
 import msgspec
 
-from .client_jobs import Job, JobSet
-from .errors import REFUSALS, InvalidRequest, Refusal, Refused, Unavailable
-from .tasks import definition_of
+from . import client_tables as tables
+from .client_http import Addresses, Connection, checked_key, find_addresses
+from .client_jobs import FeedItem, Job, JobSet
+from .errors import InvalidRequest, JobsvcError, Refusal, Refused
+from .tasks import TaskDefinition, definition_of
 
-OPTIONS = frozenset(
-    {
-        "queue",
-        "priority",
-        "max_attempts",
-        "max_crashes",
-        "timeout",
-        "delay",
-        "run_at",
-        "labels",
-        "batch",
-        "retention_seconds",
-        "backoff_base_seconds",
-        "backoff_cap_seconds",
-    }
-)
-_RENAMED = {"timeout": "timeout_seconds", "delay": "delay_seconds"}
+OPTIONS = {  # as callers say it -> as the API does
+    "queue": "queue",
+    "priority": "priority",
+    "max_attempts": "max_attempts",
+    "max_crashes": "max_crashes",
+    "timeout": "timeout_seconds",
+    "timeout_seconds": "timeout_seconds",
+    "delay": "delay_seconds",
+    "delay_seconds": "delay_seconds",
+    "run_at": "run_at",
+    "labels": "labels",
+    "batch": "batch",
+    "retention_seconds": "retention_seconds",
+    "backoff_base_seconds": "backoff_base_seconds",
+    "backoff_cap_seconds": "backoff_cap_seconds",
+}
+DEADLINE_SECONDS = 60.0
 BATCH_JOBS = 2_000
+BATCH_BYTES = 4 * 1024 * 1024  # one batch is one record of the journal, which has a bound
 BATCHES_IN_FLIGHT = 3
-PAUSE_SECONDS = 0.05
-PAUSE_SECONDS_MAX = 1.0
+BYTES_JOBS_IN_FLIGHT = 16  # jobs with bytes go one by one
 FEED_WAIT_SECONDS = 10.0
+FEED_PAGE = 5_000
+LIST_PAGE = 500
+JSON_TYPE = {"Content-Type": "application/json"}
+LINES_TYPE = {"Content-Type": "application/x-ndjson"}
+BYTES_TYPE = {"Content-Type": "application/octet-stream"}
+
+_encode = msgspec.json.Encoder().encode
 
 
-class _Problem(msgspec.Struct):
-    """What the client reads of a problem document (RFC 9457)."""
+class FeedPage(msgspec.Struct):
+    """A part of the completion feed. `truncated`: the feed has forgotten a part of what was asked for."""
 
-    title: str = ""
-    status: int = 0
-    detail: str = ""
-    code: str | None = None
-    field: str | None = None
-    retryable: bool = False
-
-
-class FeedItem(msgspec.Struct):
-    """A finished job, as the completion feed tells it."""
-
-    seq: int
-    id: str
-    state: str
-    task: str
-    finished_at: str | None = None
-    batch: str | None = None
-    result: Any = None
-    error: Any = None
-
-
-class _Feed(msgspec.Struct):
     entries: list[FeedItem]
     next: int
     oldest: int = 1
+    newest: int = 0
+    truncated: bool = False
 
 
-_feed_decoder = msgspec.json.Decoder(_Feed)
-
-
-def find_urls(url: str | Sequence[str] | None, service: str = "jobsvc") -> list[str]:
-    """Addresses of the service. Raises Unavailable if none is known."""
-    if url is not None:
-        urls = [url] if isinstance(url, str) else list(url)
-    elif os.environ.get("JOBSVC_URL"):
-        urls = os.environ["JOBSVC_URL"].split(",")
-    else:
-        folder = os.environ.get("JOBSVC_RUN_DIR")
-        path = (Path(folder) if folder else Path.home() / ".jobsvc" / "run") / f"{service}.json"
-        try:
-            urls = msgspec.json.decode(path.read_bytes())["urls"]
-        except (OSError, msgspec.DecodeError, KeyError, TypeError) as error:
-            raise Unavailable(
-                f"no service is known: start one with `jobsvc up`, or set JOBSVC_URL ({path})"
-            ) from error
-    return [each.strip().rstrip("/") for each in urls if each.strip()]
+_decode_feed = msgspec.json.Decoder(FeedPage).decode
 
 
 class Client:
@@ -115,25 +89,27 @@ class Client:
     def __init__(
         self,
         url: str | Sequence[str] | None = None,
-        *,
         token: str | None = None,
+        *,
         service: str = "jobsvc",
-        deadline_seconds: float = 60.0,
+        deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
-        self.urls = find_urls(url, service)
-        self._deadline_seconds = deadline_seconds
-        token = token or os.environ.get("JOBSVC_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(
-            headers=headers,
-            timeout=httpx.Timeout(30.0, connect=3.0),
-            limits=httpx.Limits(max_connections=32, max_keepalive_connections=16),
-        )
-        self._random = random.Random()
-        self._lock = threading.Lock()
+        """`url` is one address or several; `deadline_seconds` is how long a request is sent again."""
+        found = find_addresses(url, service)
+        token = token or os.environ.get("JOBSVC_TOKEN") or found.token
+        self._connection = Connection(Addresses(found.urls, token), deadline_seconds)
+        self.request = self._connection.request
+        self.stream = self._connection.stream
+
+    def __repr__(self) -> str:
+        return f"<Client of {', '.join(self.urls)}>"
+
+    @property
+    def urls(self) -> list[str]:
+        return self._connection.urls
 
     def close(self) -> None:
-        self._http.close()
+        self._connection.close()
 
     def __enter__(self) -> Client:
         return self
@@ -141,63 +117,21 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- asking ---
-
-    def request(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        deadline_seconds: float | None = None,
-        wait_seconds: float = 0.0,
-        good: Sequence[int] = (200, 202),
-    ) -> httpx.Response:
-        """One exchange, again until it is answered. Writes get an idempotency key if they have none."""
-        sent = dict(headers or {})
-        if method != "GET":
-            sent.setdefault("Idempotency-Key", str(uuid.uuid4()))
-        deadline = time.monotonic() + (deadline_seconds or self._deadline_seconds) + wait_seconds
-        pause, problem = PAUSE_SECONDS, "no address"
-        while True:
-            wait = pause * self._random.uniform(0.5, 1.0)
-            try:
-                response = self._http.request(
-                    method,
-                    self.urls[0] + path,
-                    content=content,
-                    params=params,
-                    headers=sent,
-                    timeout=httpx.Timeout(30.0 + wait_seconds, connect=3.0),
-                )
-                if response.status_code in good:
-                    return response
-                problem = _raise_unless_retryable(response)
-                wait = max(wait, min(_retry_after(response), PAUSE_SECONDS_MAX))
-            except httpx.HTTPError as error:
-                problem = f"{self.urls[0]}: {error or type(error).__name__}"
-            if time.monotonic() + wait > deadline:
-                raise Unavailable(problem)
-            self._next_address()
-            time.sleep(wait)
-            pause = min(pause * 2, PAUSE_SECONDS_MAX)
-
-    def _next_address(self) -> None:
-        with self._lock:
-            self.urls.append(self.urls.pop(0))
-
     def get(self, path: str, **params: Any) -> Any:
         """The JSON of a GET; parameters that are None are left out."""
         chosen = {name: value for name, value in params.items() if value is not None}
         return msgspec.json.decode(self.request("GET", path, params=chosen).content)
+
+    def path(self, template: str, name: str) -> str:
+        """An address with a name in it, whatever characters that has."""
+        return template.format(urllib.parse.quote(name, safe=""))
 
     # --- enqueueing ---
 
     def enqueue(
         self,
         task: str | Callable[..., Any],
+        /,
         *args: Any,
         key: str | None = None,
         kwargs: Mapping[str, Any] | None = None,
@@ -205,61 +139,116 @@ class Client:
     ) -> Job:
         """Enqueue one job; it is durable when this returns.
 
-        `named` are the task's keyword arguments and the options (`OPTIONS`). A task whose own argument
-        is called like an option gets it through `kwargs`. `key` makes the call safe to repeat by name.
+        `named` are options and the task's keyword arguments (see the module). `key` makes the call safe to
+        repeat by name: the same key gives the same job.
         """
-        content = msgspec.json.encode(_job(task, args, kwargs, named))
-        headers = {"Content-Type": "application/json"}
-        if key is not None:
-            headers["Idempotency-Key"] = key
-        answer = self.request("POST", "/v1/jobs", content=content, headers=headers)
-        return Job(self, msgspec.json.decode(answer.content)["id"])
+        _refuse_bytes("args", args)
+        document = _document(task, kwargs, named)
+        document["args"] = args
+        answer = self.request("POST", "/v1/jobs", content=_json(document), headers=JSON_TYPE, key=key)
+        return self._job_of(answer.content)
 
-    def enqueue_bytes(self, task: str, data: bytes, *, key: str | None = None, **named: Any) -> Job:
-        """Enqueue a job whose first argument is these bytes."""
-        document = _job(task, (), None, named)
-        params = {name: document[name] for name in document if name not in ("args", "kwargs")}
-        params = {name: value if isinstance(value, str) else _json(value) for name, value in params.items()}
-        headers = {"Content-Type": "application/octet-stream"}
-        if key is not None:
-            headers["Idempotency-Key"] = key
-        params["kwargs"] = _json(document["kwargs"])
-        answer = self.request("POST", "/v1/jobs", content=data, params=params, headers=headers)
-        return Job(self, msgspec.json.decode(answer.content)["id"])
+    def enqueue_bytes(
+        self,
+        task: str | Callable[..., Any],
+        data: bytes | bytearray | memoryview,
+        /,
+        *,
+        key: str | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> Job:
+        """Enqueue a job whose one positional argument is these bytes."""
+        params = {
+            name: value if isinstance(value, str) else _json(value).decode()
+            for name, value in _document(task, kwargs, named).items()
+        }
+        answer = self.request(
+            "POST", "/v1/jobs", content=bytes(data), params=params, headers=BYTES_TYPE, key=key
+        )
+        return self._job_of(answer.content)
+
+    def _job_of(self, content: bytes) -> Job:
+        document: dict[str, Any] = msgspec.json.decode(content)
+        return Job(self, document["id"], document)
 
     def map(
         self,
         task: str | Callable[..., Any],
         items: Iterable[Any],
+        /,
         *,
+        key: str | None = None,
+        kwargs: Mapping[str, Any] | None = None,
         batch_jobs: int = BATCH_JOBS,
+        progress: bool | None = None,
         **named: Any,
     ) -> JobSet:
         """One job for each item, its first argument. Returns when all are durable.
 
-        Items are read as they are sent, a few batches ahead; each batch is atomic.
+        Items are read a few batches ahead of what is sent; each batch is atomic. With a `key`, the same call
+        with the same items may be repeated: what was accepted is not enqueued again. A bar shows on terminals
+        and in notebooks, unless `progress=False`.
         """
+        if not 1 <= batch_jobs <= 10_000:
+            raise InvalidRequest("must be from 1 to 10,000", "batch_jobs")
         after = self.feed_end()
+        total = len(items) if isinstance(items, Sequence) else None
         ids: list[str] = []
-        pending: list[Future[list[str]]] = []
-        with ThreadPoolExecutor(BATCHES_IN_FLIGHT) as pool:
-            for lines in _batches(task, items, batch_jobs, named):
-                pending.append(pool.submit(self._enqueue_batch, lines))
-                if len(pending) > BATCHES_IN_FLIGHT:
-                    ids += pending.pop(0).result()
-            for each in pending:
-                ids += each.result()
+        sending: deque[Future[list[str]]] = deque()
+        try:
+            with (
+                tables.ProgressLine("enqueued", total, progress) as line,
+                ThreadPoolExecutor(BYTES_JOBS_IN_FLIGHT, "jobsvc-map") as pool,
+            ):
+                for send, in_flight in self._sends(task, items, batch_jobs, key, kwargs, named):
+                    while len(sending) >= in_flight:
+                        ids += sending.popleft().result()
+                        line.update(len(ids))
+                    sending.append(pool.submit(send))
+                while sending:
+                    ids += sending.popleft().result()
+                    line.update(len(ids))
+        except JobsvcError as error:
+            error.add_note(f"{len(ids)} or more jobs had been enqueued before this")
+            raise
         return JobSet(self, ids, after)
 
-    def enqueue_many(self, jobs: Iterable[Mapping[str, Any]]) -> JobSet:
-        """One atomic batch of job documents as `POST /v1/jobs` takes them."""
-        after = self.feed_end()
-        return JobSet(self, self._enqueue_batch(b"\n".join(msgspec.json.encode(job) for job in jobs)), after)
+    def _sends(
+        self,
+        task: str | Callable[..., Any],
+        items: Iterable[Any],
+        batch_jobs: int,
+        key: str | None,
+        kwargs: Mapping[str, Any] | None,
+        named: Mapping[str, Any],
+    ) -> Iterator[tuple[Callable[[], list[str]], int]]:
+        """The requests of a `map`, and how many of that kind may be in flight."""
+        head = _json(_document(task, kwargs, named))[:-1] + b',"args":['
+        for number, batch in enumerate(_batches(head, items, batch_jobs)):
+            part = None if key is None else checked_key(f"{key}/{number}")
+            if isinstance(batch, list):
+                yield partial(self._send_lines, b"\n".join(batch), part), BATCHES_IN_FLIGHT
+            else:
+                yield partial(self._send_bytes, task, batch, part, kwargs, named), BYTES_JOBS_IN_FLIGHT
 
-    def _enqueue_batch(self, lines: bytes) -> list[str]:
-        answer = self.request(
-            "POST", "/v1/jobs:batch", content=lines, headers={"Content-Type": "application/x-ndjson"}
-        )
+    def _send_bytes(
+        self,
+        task: str | Callable[..., Any],
+        data: bytes,
+        key: str | None,
+        kwargs: Mapping[str, Any] | None,
+        named: Mapping[str, Any],
+    ) -> list[str]:
+        return [self.enqueue_bytes(task, data, key=key, kwargs=kwargs, **named).id]
+
+    def enqueue_many(self, jobs: Iterable[Mapping[str, Any]], *, key: str | None = None) -> JobSet:
+        """One atomic batch of job documents, as `POST /v1/jobs` takes them."""
+        after = self.feed_end()
+        return JobSet(self, self._send_lines(b"\n".join(_json(dict(job)) for job in jobs), key), after)
+
+    def _send_lines(self, lines: bytes, key: str | None) -> list[str]:
+        answer = self.request("POST", "/v1/jobs:batch", content=lines, headers=LINES_TYPE, key=key)
         ids: list[str] = msgspec.json.decode(answer.content)["ids"]
         return ids
 
@@ -269,45 +258,59 @@ class Client:
         """A handle; asks nobody until it is used."""
         return Job(self, job_id)
 
-    def jobs(self, limit: int = 50, **filters: Any) -> Iterator[dict[str, Any]]:
+    def jobs(self, limit: int = 50, **filters: str | None) -> Iterator[dict[str, Any]]:
         """Jobs as documents, newest first, page by page. Filters: state, queue, task, batch."""
         cursor = None
         given = 0
         while given < limit:
-            page = self.get("/v1/jobs", cursor=cursor, limit=min(limit - given, 500), **filters)
-            for each in page["jobs"]:
-                given += 1
-                yield each
-            cursor = page.get("cursor")
+            page = self.get("/v1/jobs", cursor=cursor, limit=min(limit - given, LIST_PAGE), **filters)
+            given += len(page["jobs"])
+            yield from page["jobs"]
+            cursor = page["cursor"]
             if cursor is None:
                 return
 
-    def feed(self, after: int, wait_seconds: float = 0.0, limit: int = 5_000) -> _Feed:
+    def batch(self, name: str) -> JobSet:
+        """The jobs that were enqueued with `batch=name`, from this process or another, as one set."""
+        after = self.feed_end()
+        documents = list(self.jobs(limit=2**62, batch=name))
+        found = JobSet(self, [document["id"] for document in reversed(documents)], after)
+        found.take_documents(reversed(documents))
+        return found
+
+    def feed(self, after: int, wait_seconds: float = 0.0, limit: int = FEED_PAGE) -> FeedPage:
         """One page of the completion feed after a place."""
-        answer = self.request(
-            "GET",
-            "/v1/completions",
-            params={"after": after, "wait": wait_seconds, "limit": limit},
-            wait_seconds=wait_seconds,
-        )
-        return _feed_decoder.decode(answer.content)
+        params = {"after": after, "wait": round(wait_seconds, 3), "limit": limit}
+        answer = self.request("GET", "/v1/completions", params=params, wait_seconds=wait_seconds)
+        return _decode_feed(answer.content)
 
     def feed_end(self) -> int:
         """The feed's present end: what finishes from now on comes after it."""
-        return int(self.get("/v1/completions", after=-1, limit=0)["next"])
+        return self.feed(-1, limit=0).next
 
     def completions(self, after: int = 0, *, follow: bool = False) -> Iterator[FeedItem]:
-        """Finished jobs in order of completion. Keep `seq` of the last one to go on later."""
+        """Finished jobs in order of completion. Keep `seq` of the last one to go on from there later.
+
+        0 is the beginning of what is still kept. Raises Refused if a later place is not kept any more: what
+        came after it cannot be told.
+        """
         while True:
             page = self.feed(after, FEED_WAIT_SECONDS if follow else 0.0)
+            if page.truncated and after > 0:
+                detail = f"the feed does not keep place {after} any more; the oldest is {page.oldest}"
+                raise Refused(Refusal("expired_job", detail, "after"))
             yield from page.entries
-            if page.next == after and not follow:
-                return
             after = page.next
+            if not follow and after >= page.newest:
+                return
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = self.get("/v1/status")
         return status
+
+    def tasks(self) -> list[dict[str, Any]]:
+        tasks: list[dict[str, Any]] = self.get("/v1/tasks")["tasks"]
+        return tasks
 
     def queues(self) -> list[dict[str, Any]]:
         queues: list[dict[str, Any]] = self.get("/v1/queues")["queues"]
@@ -317,12 +320,15 @@ class Client:
         workers: list[dict[str, Any]] = self.get("/v1/workers")["workers"]
         return workers
 
-    def pause(self, queue: str, paused: bool = True) -> None:
-        """Pause a queue: nothing new is leased from it. `paused=False` resumes."""
-        self.request("PATCH", f"/v1/queues/{queue}", content=msgspec.json.encode({"paused": paused}))
+    def pause(self, queue: str, paused: bool = True) -> dict[str, Any]:
+        """Pause a queue: nothing new is leased from it. Returns the queue as it is now."""
+        path = self.path("/v1/queues/{}", queue)
+        answer = self.request("PATCH", path, content=_json({"paused": paused}), headers=JSON_TYPE)
+        document: dict[str, Any] = msgspec.json.decode(answer.content)
+        return document
 
-    def resume(self, queue: str) -> None:
-        self.pause(queue, False)
+    def resume(self, queue: str) -> dict[str, Any]:
+        return self.pause(queue, False)
 
     def pull(self, count: int = 1) -> list[dict[str, str]]:
         """The old endpoint: finished hash jobs that nobody has pulled yet, latest first."""
@@ -335,73 +341,74 @@ class Client:
 # --- shapes ------------------------------------------------------------------------------------------
 
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+def _json(value: Any) -> bytes:
+    """JSON of what a caller gave. Raises InvalidRequest for what has no JSON."""
+    try:
+        return _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"cannot be sent as JSON: {error}", "args") from error
 
 
-def _task_name(task: str | Callable[..., Any]) -> str:
-    if isinstance(task, str):
-        return task
-    definition = definition_of(task)
-    if definition is None:
-        raise InvalidRequest("is neither a name nor a function with @jobsvc.task", "task")
-    return definition.name
+def _refuse_bytes(field: str, values: Iterable[Any]) -> None:
+    if any(isinstance(value, bytes | bytearray | memoryview) for value in values):
+        raise InvalidRequest("JSON has no bytes: use enqueue_bytes, or send them as text", field)
 
 
-def _job(
-    task: str | Callable[..., Any],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    named: Mapping[str, Any],
+def _document(
+    task: str | Callable[..., Any], kwargs: Mapping[str, Any] | None, named: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The document of one job, as the API takes it."""
-    options = {_RENAMED.get(name, name): value for name, value in named.items() if name in OPTIONS}
-    own = {name: value for name, value in named.items() if name not in OPTIONS}
-    return {
-        "task": _task_name(task),
-        "args": list(args),
-        "kwargs": {**own, **(kwargs or {})},
-        **{name: value for name, value in options.items() if value is not None},
-    }
+    """The document of a job, all but its positional arguments, as the API takes it."""
+    definition = None if isinstance(task, str) else definition_of(task)
+    if definition is None and not isinstance(task, str):
+        raise InvalidRequest(f"{task!r} is neither a name nor a function with @jobsvc.task", "task")
+    options = {} if definition is None else _decorated(definition)
+    own = dict(kwargs or {})
+    for name, value in named.items():
+        if name not in OPTIONS:
+            own[name] = value
+        elif value is not None:
+            options[OPTIONS[name]] = _option(name, value)
+    _refuse_bytes("kwargs", own.values())
+    return {"task": task if definition is None else definition.name, "kwargs": own, **options}
 
 
-def _batches(
-    task: str | Callable[..., Any], items: Iterable[Any], batch_jobs: int, named: Mapping[str, Any]
-) -> Iterator[bytes]:
-    """NDJSON of up to `batch_jobs` jobs each; what all of them share is encoded once."""
-    document = _job(task, (), None, named)
-    del document["args"]
-    head = _json(document)[:-1].encode() + b',"args":['
-    encode = msgspec.json.encode
+def _decorated(definition: TaskDefinition) -> dict[str, Any]:
+    """What the decorator says beyond the defaults: it holds even if the service has older code."""
+    options: dict[str, Any] = {}
+    for field in msgspec.structs.fields(TaskDefinition):
+        value = getattr(definition, field.name)
+        if field.name in OPTIONS and value != field.default:
+            options[field.name] = dict(value) if field.name == "labels" else value
+    return options
+
+
+def _option(name: str, value: Any) -> Any:
+    """An option as JSON has it. A time without a zone is local time; a number is seconds since 1970."""
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if name != "run_at":
+        return value
+    if isinstance(value, int | float):
+        value = datetime.datetime.fromtimestamp(value, datetime.UTC)
+    return value.astimezone().isoformat() if isinstance(value, datetime.datetime) else value
+
+
+def _batches(head: bytes, items: Iterable[Any], batch_jobs: int) -> Iterator[list[bytes] | bytes]:
+    """Lines of up to `batch_jobs` jobs; what they share is encoded once. An item of bytes goes alone."""
     lines: list[bytes] = []
+    size_bytes = 0
     for item in items:
-        lines.append(head + encode(item) + b"]}")
-        if len(lines) == batch_jobs:
-            yield b"\n".join(lines)
-            lines = []
+        if isinstance(item, bytes | bytearray | memoryview):
+            if lines:
+                yield lines
+            yield bytes(item)
+            lines, size_bytes = [], 0
+            continue
+        line = head + _json(item) + b"]}"
+        if lines and (len(lines) == batch_jobs or size_bytes + len(line) > BATCH_BYTES):
+            yield lines
+            lines, size_bytes = [], 0
+        lines.append(line)
+        size_bytes += len(line)
     if lines:
-        yield b"\n".join(lines)
-
-
-def _raise_unless_retryable(response: httpx.Response) -> str:
-    """Raise what a refusal means to the caller; returns the problem's text if it is worth another try."""
-    try:
-        problem = msgspec.json.decode(response.content, type=_Problem)
-    except msgspec.DecodeError:
-        problem = _Problem(detail=response.text[:300])
-    text = problem.detail or problem.title or f"answered {response.status_code}"
-    if problem.retryable or response.status_code in (408, 429, 500, 502, 503, 504):
-        return text
-    if response.status_code in (400, 413, 422):
-        raise InvalidRequest(text, problem.field)
-    code = problem.code or next(
-        (code for code, meaning in REFUSALS.items() if meaning.status == response.status_code), "invalid"
-    )
-    raise Refused(Refusal(code, text, problem.field))
-
-
-def _retry_after(response: httpx.Response) -> float:
-    try:
-        return float(response.headers.get("Retry-After", "0"))
-    except ValueError:
-        return 0.0
+        yield lines
