@@ -52,7 +52,7 @@ class JobChild:
         self.results_fd, results_end = os.pipe()
         self.output_fd, output_end = os.pipe()
         control_end, self._control_fd = os.pipe()
-        board_fd = os.memfd_create("jobsvc-board")
+        board_fd = os.memfd_create(f"jobsvc-board-{token}")
         os.ftruncate(board_fd, BOARD_BYTES)
         self.board = Board(board_fd)
         given = (jobs_end, results_end, control_end, board_fd)

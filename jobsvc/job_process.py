@@ -256,15 +256,9 @@ class JobProcess:
         os.dup2(self._output_fd, _STDOUT)
         os.dup2(self._output_fd, _STDERR)
         if sys.stdout is not self._stdout or self._stdout.closed:
-            _flush(sys.stdout)
-            if self._stdout.closed:
-                self._stdout = _open_text(_STDOUT)
-            sys.stdout = self._stdout
+            sys.stdout = self._stdout = _own(self._stdout, sys.stdout, _STDOUT)
         if sys.stderr is not self._stderr or self._stderr.closed:
-            _flush(sys.stderr)
-            if self._stderr.closed:
-                self._stderr = _open_text(_STDERR)
-            sys.stderr = self._stderr
+            sys.stderr = self._stderr = _own(self._stderr, sys.stderr, _STDERR)
         self._stdout.flush()
         self._stderr.flush()
         if signal.getsignal(signal.SIGTERM) != self._on_term:
@@ -328,13 +322,14 @@ def _open_text(fd: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
-def _flush(stream: TextIO | None) -> None:
-    """A stream that a task left in place of ours may be in any condition; its text is all we want."""
-    try:
-        if stream is not None:
-            stream.flush()
-    except Exception as error:
-        os.write(_STDERR, f"output of this job could not be flushed: {error}\n".encode())
+def _own(ours: io.TextIOWrapper, theirs: TextIO | None, fd: int) -> io.TextIOWrapper:
+    """Our stream again, after a task has closed it or put another in its place."""
+    if theirs is not None and theirs is not ours:
+        try:
+            theirs.flush()  # it may be anything, in any condition; its text is all we want
+        except Exception as error:
+            os.write(_STDERR, f"output of this job could not be flushed: {error}\n".encode())
+    return _open_text(fd) if ours.closed else ours
 
 
 # --- start ----------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """The processes that a job started: finding them, weighing them, ending them.
 
 A job's processes are the job process, all its descendants, and those that left the tree: the worker is
-their subreaper, so an orphan becomes its child, and is known by its session or by the token that the job
-process got in its environment and handed on. A process that has changed its session, cleared its
-environment and left its parent cannot be told from one that was never ours.
+their subreaper, so an orphan becomes its child. It is known by its session, or by the token of its job
+process: whoever that started has it in the environment, whoever it forked maps the board, whose name ends
+in the token. A process that did all of it, changed its session, cleared its environment, ran another program
+and left its parent, cannot be told from one that was never ours.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class ProcessTree:
 
     def __init__(self, pid: int, token: str) -> None:
         self._pid = pid
-        self._token = f"{TOKEN_VARIABLE}={token}".encode()
+        self._token = token.encode()
 
     def members(self) -> list[int]:
         """The job process's descendants and its strays, without the job process itself."""
@@ -102,10 +103,11 @@ class ProcessTree:
         try:
             if os.getsid(pid) == self._pid:
                 return True
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if self._token in Path(f"/proc/{pid}/environ").read_bytes():
+                return True
+            return self._token in Path(f"/proc/{pid}/maps").read_bytes()
         except OSError:
             return False  # it has ended, or it belongs to someone else
-        return self._token in environment.split(b"\0")
 
 
 def _resident_bytes(pid: int) -> int:

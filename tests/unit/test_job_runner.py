@@ -1,0 +1,672 @@
+"""Jobs in real processes: however they end, the worker hears promptly and correctly, and goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobsvc.builtin_tasks import echo
+from jobsvc.job_frames import JobEnded, JobKey, OutputChunk, ReadyJob
+from jobsvc.job_runner import ProcessRunner, crash_error
+from jobsvc.jobs import Outcome
+from jobsvc.settings import MIB, PoolSettings, Settings
+from jobsvc.simulated_runner import Plan, SimulatedRunner
+from jobsvc.worker import JobRunner
+
+NASTY = "tests.unit.nasty_tasks"
+PATIENCE_SECONDS = 30.0
+_numbers = iter(range(1, 1_000_000))
+
+
+def job(task: str, *args: Any, timeout: float | None = None, **kwargs: Any) -> ReadyJob:
+    name = task if "." in task else f"nasty_tasks.{task}"
+    payload = msgspec.json.encode({"args": args, "kwargs": kwargs})
+    return ReadyJob(next(_numbers).to_bytes(16, "big"), 1, name, "json", payload, timeout)
+
+
+class Desk:
+    """Hands jobs to a runner and keeps what it says about them."""
+
+    def __init__(self, runner: JobRunner) -> None:
+        self.runner = runner
+        self.ends: list[JobEnded] = []
+        self.output: dict[JobKey, bytes] = {}
+        self.chunks: dict[JobKey, int] = {}
+
+    def submit(self, *jobs: ReadyJob) -> None:
+        self.runner.submit(jobs)
+
+    async def listen(self) -> None:
+        for event in await asyncio.wait_for(self.runner.next_events(), PATIENCE_SECONDS):
+            key = (event.job_id, event.attempt)
+            if isinstance(event, OutputChunk):
+                assert key not in {(end.job_id, end.attempt) for end in self.ends}, "output after the end"
+                self.output[key] = self.output.get(key, b"") + event.data
+                self.chunks[key] = self.chunks.get(key, 0) + 1
+            else:
+                self.ends.append(event)
+
+    async def end_of(self, wanted: ReadyJob) -> JobEnded:
+        while True:
+            found = [end for end in self.ends if (end.job_id, end.attempt) == wanted.key]
+            if found:
+                assert len(found) == 1, "a job ended twice"
+                return found[0]
+            await self.listen()
+
+    async def run(self, *jobs: ReadyJob) -> list[JobEnded]:
+        self.submit(*jobs)
+        return [await self.end_of(each) for each in jobs]
+
+    async def run_one(self, wanted: ReadyJob) -> JobEnded:
+        return (await self.run(wanted))[0]
+
+    async def until_running(self, wanted: ReadyJob) -> None:
+        await until(lambda: is_running(self.runner, wanted))
+
+    async def goes_on(self) -> None:
+        """The next job runs as if nothing had happened."""
+        after = job("jobsvc.echo", "after")
+        end = await self.run_one(after)
+        assert (end.outcome, end.data) == (Outcome.SUCCEEDED, b'"after"')
+        assert after.key not in self.output
+
+    def said(self, wanted: ReadyJob) -> str:
+        return self.output.get(wanted.key, b"").decode()
+
+
+def is_running(runner: JobRunner, wanted: ReadyJob) -> bool:
+    current = runner.current
+    return current is not None and (current.job_id, current.attempt) == wanted.key
+
+
+async def until(condition: Callable[[], object], seconds: float = PATIENCE_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0.01)
+
+
+async def published_pids(place: Place) -> list[int]:
+    await until(place.exists)
+    return [int(each) for each in place.read().split()]
+
+
+class Place:
+    """A path that a job and its test share, gone afterwards."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = str(path)
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def read(self) -> str:
+        return self.path.read_text()
+
+    def touch(self) -> None:
+        self.path.touch()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "shared")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@asynccontextmanager
+async def desk(pool: PoolSettings | None = None, **settings: Any) -> AsyncIterator[Desk]:
+    chosen = {"tasks": (NASTY,), "kill_grace_seconds": 0.5, **settings}
+    runner = ProcessRunner(Settings(pools={"default": pool or PoolSettings()}, **chosen))
+    await runner.start()
+    try:
+        yield Desk(runner)
+    finally:
+        await runner.close()
+
+
+Story = Callable[..., Coroutine[Any, Any, None]]
+
+
+def told(story: Story) -> Callable[..., None]:
+    """Let pytest run an async story."""
+
+    @functools.wraps(story)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(story(**fixtures))
+
+    return run
+
+
+# --- the contract that every runner keeps ---------------------------------------------------------
+
+
+def simulated_plan(ready: ReadyJob) -> Plan:
+    arguments = msgspec.json.decode(ready.payload)["args"]
+    if ready.task == "jobsvc.sleep":
+        return Plan(seconds=arguments[0])
+    return Plan(data=msgspec.json.encode(arguments[0]))
+
+
+def process_runner() -> JobRunner:
+    return ProcessRunner(Settings(kill_grace_seconds=0.5))
+
+
+def simulated_runner() -> JobRunner:
+    return SimulatedRunner(simulated_plan, time.time)
+
+
+both = pytest.mark.parametrize("make", [process_runner, simulated_runner], ids=["process", "simulated"])
+Make = Callable[[], JobRunner]
+
+
+def with_runner(make: Make, story: Callable[[Desk], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        runner = make()
+        await runner.start()
+        try:
+            await story(Desk(runner))
+        finally:
+            await runner.close()
+            await runner.close()  # twice does no harm
+
+    asyncio.run(run())
+
+
+@both
+def test_jobs_run_in_order_and_each_ends_once(make: Make) -> None:
+    async def story(desk: Desk) -> None:
+        jobs = [job("jobsvc.echo", number) for number in range(600)]
+        ends = await desk.run(*jobs)
+        assert [end.job_id for end in desk.ends] == [each.job_id for each in jobs]
+        assert [end.data for end in ends] == [str(number).encode() for number in range(600)]
+        assert all(end.started_at <= end.ended_at and end.seconds >= 0 for end in ends)
+        assert desk.runner.current is None
+
+    with_runner(make, story)
+
+
+@both
+def test_what_is_withdrawn_never_starts(make: Make) -> None:
+    async def story(desk: Desk) -> None:
+        running, *waiting = [job("jobsvc.sleep", 0.3), *(job("jobsvc.echo", n) for n in range(400))]
+        desk.submit(running, *waiting)
+        await desk.until_running(running)
+        every_second = {each.key for each in waiting[::2]}
+        assert desk.runner.withdraw({running.key, *every_second}) == every_second
+        assert desk.runner.withdraw(every_second) == set()
+        await desk.end_of(waiting[-1])
+        kept = [running, *waiting[1::2]]
+        assert [end.job_id for end in desk.ends] == [each.job_id for each in kept]
+
+    with_runner(make, story)
+
+
+@both
+def test_only_the_job_that_runs_can_be_killed(make: Make) -> None:
+    async def story(desk: Desk) -> None:
+        long, next_one = job("jobsvc.sleep", 60), job("jobsvc.echo", "next")
+        desk.submit(long, next_one)
+        await desk.until_running(long)
+        assert not desk.runner.kill(next_one.key, Outcome.CANCELLED)
+        assert desk.runner.kill(long.key, Outcome.RELEASED)
+        assert not desk.runner.kill(long.key, Outcome.CANCELLED), "it is being killed already"
+        assert (await desk.end_of(long)).outcome is Outcome.RELEASED
+        assert (await desk.end_of(next_one)).outcome is Outcome.SUCCEEDED
+        assert not desk.runner.kill(long.key, Outcome.CANCELLED), "it has ended"
+
+    with_runner(make, story)
+
+
+@both
+def test_a_job_that_takes_too_long_is_timed_out(make: Make) -> None:
+    async def story(desk: Desk) -> None:
+        long, short = job("jobsvc.sleep", 60, timeout=0.2), job("jobsvc.sleep", 0, timeout=20)
+        first, second = await desk.run(long, short)
+        assert (first.outcome, second.outcome) == (Outcome.TIMED_OUT, Outcome.SUCCEEDED)
+        assert first.error is not None and first.error.type == "TimedOut"
+        assert 0.2 <= first.seconds < 5
+
+    with_runner(make, story)
+
+
+# --- how jobs end ---------------------------------------------------------------------------------
+
+
+@told
+async def test_a_segfault_is_a_crash_with_the_signals_name() -> None:
+    async with desk() as here:
+        bad = job("segfault")
+        end = await here.run_one(bad)
+        assert end.outcome is Outcome.CRASHED
+        assert end.error is not None
+        assert (end.error.type, end.error.signal) == ("ProcessKilled", "SIGSEGV")
+        assert here.said(bad).startswith("about to go\n")
+        assert "in segfault" in here.said(bad), "the traceback of the crash is in the log"
+        await here.goes_on()
+
+
+@told
+async def test_results_before_a_crash_count_and_jobs_behind_it_run_once() -> None:
+    async with desk() as here:
+        before = [job("jobsvc.echo", n) for n in range(50)]
+        bad, behind = job("kill_myself", signal.SIGKILL), [job("jobsvc.echo", n) for n in range(50)]
+        ends = await here.run(*before, bad, *behind)
+        outcomes = [end.outcome for end in ends]
+        assert outcomes == [Outcome.SUCCEEDED] * 50 + [Outcome.CRASHED] + [Outcome.SUCCEEDED] * 50
+        error = ends[50].error
+        assert error is not None and error.signal == "SIGKILL" and "memory ran out" in error.message
+
+
+@told
+async def test_a_crash_loses_no_side_effect_and_doubles_none(place: Place) -> None:
+    async with desk() as here:
+        jobs = [job("note", place.text, str(n)) for n in range(20)]
+        await here.run(*jobs[:10], job("leave", 1), *jobs[10:])
+        lines = place.read().split()
+        assert lines == [str(n) for n in range(20)]
+
+
+@told
+async def test_leaving_by_exit_is_a_crash_with_the_exit_code() -> None:
+    async with desk() as here:
+        for code in (0, 3):
+            end = await here.run_one(job("leave", code))
+            assert end.outcome is Outcome.CRASHED
+            assert end.error is not None
+            assert (end.error.type, end.error.exit_code) == ("ProcessExited", code)
+        await here.goes_on()
+
+
+@told
+async def test_memory_beyond_the_cap_is_a_crash_that_says_so() -> None:
+    async with desk(PoolSettings(job_memory_bytes_max=150 * MIB)) as here:
+        end = await here.run_one(job("eat_memory"))
+        assert end.outcome is Outcome.CRASHED
+        assert end.error is not None and end.error.type == "OutOfMemory"
+        assert str(150 * MIB) in end.error.message
+        await here.goes_on()
+
+
+@pytest.mark.parametrize("what", ["SystemExit", "KeyboardInterrupt", "GeneratorExit", "ValueError"])
+def test_what_a_task_raises_is_reported_and_the_process_lives(what: str) -> None:
+    async def story() -> None:
+        async with desk() as here:
+            pid = here.runner._child.pid  # type: ignore[attr-defined]
+            end = await here.run_one(job("raise_it", what))
+            assert end.outcome is Outcome.RAISED
+            assert end.error is not None and end.error.type == what
+            assert "in raise_it" in end.error.traceback
+            assert "job_process.py" not in end.error.traceback, "only the task's own frames"
+            await here.goes_on()
+            assert here.runner._child.pid == pid  # type: ignore[attr-defined]
+
+    asyncio.run(story())
+
+
+@told
+async def test_errors_are_cut_and_never_fail_themselves() -> None:
+    async with desk(error_bytes_max=2000) as here:
+        long, mute, deep, recursion = await here.run(
+            job("raise_it", "long"),
+            job("raise_it", "Mute"),
+            job("raise_it", "RecursionError"),
+            job("recurse"),
+        )
+        for end in (long, mute, deep, recursion):
+            assert end.outcome is Outcome.RAISED and end.error is not None
+            assert len(end.error.message.encode()) + len(end.error.traceback.encode()) <= 2000
+        assert long.error is not None and "... cut ..." in long.error.message
+        assert mute.error is not None and "RuntimeError" in mute.error.message
+        assert recursion.error is not None and recursion.error.type == "RecursionError"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("object", "JSON: object"),
+        ("circle", "JSON: list"),
+        ("lambda", "JSON: dict"),
+        ("surrogate", "JSON: str"),
+        ("large", "3000000 bytes"),
+    ],
+)
+def test_a_result_that_cannot_be_stored_is_named(what: str, words: str) -> None:
+    async def story() -> None:
+        async with desk(result_bytes_max=MIB) as here:
+            end = await here.run_one(job("give_back", what))
+            assert end.outcome is Outcome.RAISED
+            assert end.error is not None and end.error.type == "ResultNotStorable"
+            assert words in end.error.message
+            await here.goes_on()
+
+    asyncio.run(story())
+
+
+@told
+async def test_bytes_come_back_raw_and_everything_else_as_json() -> None:
+    async with desk() as here:
+        raw, large, some = await here.run(*(job("give_back", what) for what in ("bytes", "large", "set")))
+        assert (raw.content, raw.data) == ("raw", b"\x00\xff")
+        assert (large.content, len(large.data)) == ("raw", 3_000_000)
+        assert (some.content, some.data) == ("json", b"[1]")
+
+
+@told
+async def test_raw_payloads_are_one_line_of_names_and_then_bytes() -> None:
+    async with desk() as here:
+        hello = job("jobsvc.sha512")
+        hello.content, hello.payload = "raw", b'{"iterations":2}\nhello'
+        body = job("jobsvc.sha512")
+        body.content, body.payload = "raw", b"\n" + bytes(range(256)) * 64
+        first, second = await here.run(hello, body)
+        assert first.data.startswith(b'"0592a10584ffabf9')
+        assert second.outcome is Outcome.SUCCEEDED
+
+
+@told
+async def test_wrong_payloads_and_unknown_tasks_are_errors_of_the_job() -> None:
+    async with desk() as here:
+        broken, unknown, wrong = job("say"), job("no.such_task"), job("jobsvc.sleep", 1, 2, 3)
+        broken.payload = b"{"
+        ends = await here.run(broken, unknown, wrong)
+        errors = [end.error for end in ends]
+        assert [end.outcome for end in ends] == [Outcome.RAISED] * 3
+        assert errors[0] is not None and "msgspec" in errors[0].type
+        assert errors[1] is not None and "no task is named 'no.such_task'" in errors[1].message
+        assert errors[2] is not None and errors[2].type == "TypeError"
+        await here.goes_on()
+
+
+@told
+async def test_code_and_shell_run_only_where_they_are_allowed() -> None:
+    sent = job("python.code")
+    sent.content, sent.payload = "pickle", pickle.dumps((echo, (1, 2), {}))
+    command = job("jobsvc.shell", "echo hi")
+    async with desk() as here:
+        for end in await here.run(sent, command):
+            assert end.outcome is Outcome.RAISED
+            assert end.error is not None and end.error.type == "PermissionError"
+    async with desk(allow_code=True, allow_shell=True) as here:
+        first, second = await here.run(sent, command)
+        assert (first.data, second.data) == (b"[1,2]", b"0")
+        assert here.said(command) == "hi\n"
+
+
+@told
+async def test_async_tasks_share_a_loop_that_is_kept() -> None:
+    async with desk() as here:
+        slept, one, _, other = await here.run(
+            job("sleep_async", 0.01), job("loop_id"), job("leave_a_coroutine"), job("loop_id")
+        )
+        assert slept.data == b'"slept"'
+        assert one.data == other.data
+        await here.goes_on()  # and what a task left on the loop says nothing more
+
+
+@told
+async def test_a_task_that_forks_and_comes_back_twice_ends_once() -> None:
+    async with desk() as here:
+        end = await here.run_one(job("fork_and_return"))
+        assert end.data == b'"parent"'
+        await here.goes_on()
+
+
+@told
+async def test_a_task_that_closes_our_pipes_ends_itself_and_nothing_else() -> None:
+    async with desk() as here:
+        end = await here.run_one(job("close_everything"))
+        assert end.outcome is Outcome.CRASHED
+        await here.goes_on()
+
+
+# --- killing --------------------------------------------------------------------------------------
+
+
+@told
+async def test_children_that_ignore_sigterm_die_with_their_job(place: Place) -> None:
+    async with desk() as here:
+        stubborn = job("ignore_term_with_children", place.text)
+        here.submit(stubborn)
+        pids = await published_pids(place)
+        asked = time.monotonic()
+        assert here.runner.kill(stubborn.key, Outcome.CANCELLED)
+        end = await here.end_of(stubborn)
+        assert end.outcome is Outcome.CANCELLED
+        assert not any(map(is_alive, pids)), "an end is reported when nothing of the job is left"
+        assert time.monotonic() - asked < 5
+        await here.goes_on()
+
+
+@told
+async def test_a_daemon_that_left_the_tree_and_the_session_is_found(place: Place) -> None:
+    async with desk() as here:
+        parent = job("leave_a_daemon", place.text, timeout=60)
+        here.submit(parent)
+        pids = await published_pids(place)
+        assert all(map(is_alive, pids))
+        here.runner.kill(parent.key, Outcome.CANCELLED)
+        await here.end_of(parent)
+        assert not any(map(is_alive, pids))
+
+
+@told
+async def test_a_task_that_holds_the_lock_in_c_is_timed_out() -> None:
+    async with desk() as here:
+        began = time.monotonic()
+        end = await here.run_one(job("hold_the_lock", timeout=0.3))
+        assert end.outcome is Outcome.TIMED_OUT
+        assert time.monotonic() - began < 5
+        await here.goes_on()
+
+
+@told
+async def test_a_killed_task_may_clean_up_in_its_grace(place: Place) -> None:
+    async with desk(kill_grace_seconds=10) as here:
+        tidy = job("clean_up", place.text)
+        here.submit(tidy)
+        await here.until_running(tidy)
+        while not here.said(tidy):
+            await here.listen()
+        here.runner.kill(tidy.key, Outcome.CANCELLED)
+        end = await here.end_of(tidy)
+        assert (end.outcome, place.read()) == (Outcome.CANCELLED, "cleaned")
+
+
+@pytest.mark.parametrize(
+    ("task", "outcome"), [("turn_into_another", Outcome.CANCELLED), ("finish_in_grace", Outcome.SUCCEEDED)]
+)
+def test_what_a_task_makes_of_its_kill(task: str, outcome: Outcome, place: Place) -> None:
+    """Another error is still the kill; a result is a result."""
+
+    async def story() -> None:
+        async with desk(kill_grace_seconds=10) as here:
+            killed = job(task, place.text)
+            here.submit(killed)
+            await until(place.exists)
+            here.runner.kill(killed.key, Outcome.CANCELLED)
+            assert (await here.end_of(killed)).outcome is outcome
+            await here.goes_on()
+
+    asyncio.run(story())
+
+
+@told
+async def test_an_async_task_can_be_cancelled() -> None:
+    async with desk() as here:
+        asleep = job("sleep_async", 600)
+        here.submit(asleep)
+        await here.until_running(asleep)
+        assert here.runner.kill(asleep.key, Outcome.CANCELLED)
+        assert (await here.end_of(asleep)).outcome is Outcome.CANCELLED
+        await here.goes_on()
+
+
+@told
+async def test_the_next_job_starts_soon_after_a_kill_and_after_a_crash() -> None:
+    async with desk() as here:
+        await here.goes_on()
+        for bad in (job("jobsvc.sleep", 60, timeout=0.1), job("leave", 1)):
+            ended, after = await here.run(bad, job("jobsvc.echo", 1))
+            assert after.started_at - ended.ended_at < 5, "seconds on a busy machine; a tenth on a free one"
+
+
+def test_job_and_children_die_with_their_worker(place: Place) -> None:
+    """SIGKILL of the worker while the job holds the interpreter's lock and has a child."""
+    code = f"""if True:
+        import asyncio, msgspec
+        from jobsvc.job_frames import ReadyJob
+        from jobsvc.job_runner import ProcessRunner
+        from jobsvc.settings import Settings
+        async def main():
+            runner = ProcessRunner(Settings(tasks=({NASTY!r},)))
+            await runner.start()
+            payload = msgspec.json.encode({{"args": [{place.text!r}]}})
+            runner.submit([ReadyJob(b"1" * 16, 1, "nasty_tasks.pids_of", "json", payload)])
+            await runner.next_events()
+        asyncio.run(main())"""
+    worker = subprocess.Popen([sys.executable, "-c", code])
+
+    async def story() -> None:
+        pids = await published_pids(place)
+        assert all(map(is_alive, pids))
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        await until(lambda: not any(map(is_alive, pids)), seconds=10)
+
+    asyncio.run(story())
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+@told
+async def test_output_belongs_to_the_job_that_made_it() -> None:
+    async with desk() as here:
+        talkers = [
+            (job("say", "one", "two"), "one two\n"),
+            (job("say_in_c", "from c"), "from c!"),
+            (job("say_in_grandchild", "deep"), "deep\ndeep\n"),
+            (job("say_without_newline", "unfinished"), "unfinished"),
+        ]
+        jobs: list[ReadyJob] = []
+        expected: dict[JobKey, str] = {}
+        for _ in range(5):
+            for talker, text in talkers:
+                again = job("jobsvc.echo")
+                again.task, again.payload = talker.task, talker.payload
+                jobs += [again, *(job("jobsvc.echo", n) for n in range(30))]
+                expected[again.key] = text
+        await here.run(*jobs)
+        assert {key: text.decode() for key, text in here.output.items()} == expected
+
+
+@told
+async def test_fifty_megabytes_keep_head_and_tail() -> None:
+    async with desk(log_bytes_max=MIB) as here:
+        loud = job("print_megabytes", 50)
+        end = await here.run_one(loud)
+        said = here.said(loud)
+        assert end.outcome is Outcome.SUCCEEDED
+        assert said.startswith("first line\n") and said.endswith("last line\n")
+        left_out = 50 * MIB + 21 - MIB
+        assert f"... {left_out} bytes left out ..." in said
+        assert len(said) < MIB + 100
+        await here.goes_on()
+
+
+@pytest.mark.parametrize("how", ["fd", "object", "replaced", "redirected"])
+def test_a_task_that_closes_stdout_silences_itself_alone(how: str) -> None:
+    async def story() -> None:
+        async with desk() as here:
+            closing, next_one = job("close_stdout", how), job("say", "heard")
+            ends = await here.run(closing, next_one)
+            assert [end.outcome for end in ends] == [Outcome.SUCCEEDED] * 2
+            assert (here.said(closing), here.said(next_one)) == ("before\n", "heard\n")
+
+    asyncio.run(story())
+
+
+@told
+async def test_a_long_job_is_heard_while_it_runs(place: Place) -> None:
+    async with desk() as here:
+        silent, slow = job("jobsvc.echo", 1), job("print_slowly", place.text)
+        here.submit(silent, slow)
+        while not here.said(slow):
+            await here.listen()
+        assert here.said(slow) == "early\n"
+        assert is_running(here.runner, slow)
+        place.touch()
+        await here.end_of(slow)
+        assert (here.said(slow), here.chunks[slow.key]) == ("early\nlate\n", 2)
+
+
+@told
+async def test_a_finished_job_is_not_kept_waiting_by_a_long_one() -> None:
+    async with desk() as here:
+        short, long = job("jobsvc.echo", 1), job("jobsvc.sleep", 60)
+        here.submit(short, long)
+        await here.end_of(short)
+        assert len(here.ends) == 1
+        await here.until_running(long)
+
+
+# --- the job's process ----------------------------------------------------------------------------
+
+
+def test_the_process_says_what_it_runs_and_knows_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBSVC_TOKEN", "secret")
+    monkeypatch.setenv("OTHER", "seen")
+
+    async def story() -> None:
+        async with desk() as here:
+            title, token, other = await here.run(
+                job("my_title"), job("environment", "JOBSVC_TOKEN"), job("environment", "OTHER")
+            )
+            assert title.data.startswith(b'"jobsvc job nasty_tasks.my_title 00000000-0000-')
+            assert (token.data, other.data) == (b"null", b'"seen"')
+
+    asyncio.run(story())
+
+
+@told
+async def test_a_module_that_fails_takes_no_other_task_along() -> None:
+    async with desk(tasks=("tests.unit.fails_on_import", NASTY)) as here:
+        missing = job("fails_on_import.anything")
+        end, fine = await here.run(missing, job("say", "fine"))
+        assert end.outcome is Outcome.RAISED and fine.outcome is Outcome.SUCCEEDED
+        assert end.error is not None and "there_is_no_such_module" in end.error.message
+
+
+@told
+async def test_a_process_that_cannot_start_is_a_crash_with_its_last_words() -> None:
+    async with desk(tasks=("tests.unit.dies_on_import",)) as here:
+        end = await here.run_one(job("jobsvc.echo", 1))
+        assert end.outcome is Outcome.CRASHED
+        assert end.error is not None and end.error.type == "StartFailed"
+        assert "cannot go on" in end.error.traceback
+
+
+def test_every_way_out_has_a_name() -> None:
+    assert crash_error(7).message.count("exit code 7") == 1
+    assert crash_error(-signal.SIGBUS).signal == "SIGBUS"
+    assert crash_error(-signal.SIGRTMIN - 1).signal == f"signal {signal.SIGRTMIN + 1}"
