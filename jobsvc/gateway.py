@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from . import commands as c
@@ -174,7 +174,7 @@ class Gateway:
         """The bytes of a reference. Raises Refused if they are gone, StoreError."""
         return b"".join([piece async for piece in self.stream_blob(ref)])
 
-    async def stream_blob(self, ref: BlobRef) -> AsyncIterator[bytes]:
+    async def stream_blob(self, ref: BlobRef) -> AsyncGenerator[bytes, None]:
         """The same in pieces. Raises before the first piece if the object is gone."""
         end = ref.offset + ref.length
         offset = ref.offset

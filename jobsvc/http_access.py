@@ -79,7 +79,7 @@ def _refusal_by_browser(method: str, headers: Headers) -> Refusal | None:
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return Refusal("not_allowed", "pages of other sites may not write here", "Sec-Fetch-Site")
     for origin in headers.getlist("origin"):
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin.partition("://")[2].lower() != headers.get("host", "").lower():
             return Refusal("not_allowed", "pages of other origins may not write here", "Origin")
     return None
 

@@ -121,6 +121,7 @@ def add_operation(app: FastAPI, operation: Operation, handler: Handler) -> None:
         description=operation.description,
         status_code=operation.answers[0].status,
         response_model=None,
+        response_class=Response,
         responses=_responses(operation, (*codes, "internal")),
         openapi_extra=extra,
     )

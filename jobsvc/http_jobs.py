@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -164,9 +165,10 @@ class JobRoutes:
         skipped = first.find(b"\n") + 1 if skip_line else 0
 
         async def rest() -> AsyncIterator[bytes]:
-            yield first[skipped:]
-            async for piece in pieces:
-                yield piece
+            async with aclosing(pieces):
+                yield first[skipped:]
+                async for piece in pieces:
+                    yield piece
 
         return StreamingResponse(rest(), 200, {**headers, "Content-Length": str(ref.length - skipped)})
 

@@ -7,6 +7,7 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping
+from contextlib import aclosing
 
 from starlette.requests import Request
 
@@ -46,11 +47,12 @@ class Bodies:
         pieces: list[bytes] = []
         size = 0
         try:
-            async for piece in request.stream():
-                size += len(piece)
-                self._reading_bytes += len(piece)
-                self._check(size)
-                pieces.append(piece)
+            async with aclosing(request.stream()) as stream:
+                async for piece in stream:
+                    size += len(piece)
+                    self._reading_bytes += len(piece)
+                    self._check(size)
+                    pieces.append(piece)
         finally:
             self._reading_bytes -= size
         if declared is not None and size != declared:

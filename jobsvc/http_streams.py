@@ -11,7 +11,8 @@ A stream outlives a failover: while nobody leads it says so in a comment and tri
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -59,7 +60,7 @@ class StreamRoutes:
         page = await self._gateway.wait_feed(after, wait_seconds(request, values), limit)
         return json_response(feed_document(page, after))
 
-    async def _feed_events(self, page: c.FeedPage, after: int) -> AsyncIterator[bytes]:
+    async def _feed_events(self, page: c.FeedPage, after: int) -> AsyncGenerator[bytes, None]:
         place = page.next if after < 0 else after
         yield _event("open", {"oldest": page.oldest, "newest": page.newest}, str(place))
         while True:
@@ -94,7 +95,9 @@ class StreamRoutes:
         headers = {"Content-Security-Policy": "sandbox", "X-Jobsvc-Attempt": str(attempt)}
         return Response(data, 200, headers, "text/plain; charset=utf-8")
 
-    async def _log_events(self, view: c.JobView, attempt: int, lines: int | None) -> AsyncIterator[bytes]:
+    async def _log_events(
+        self, view: c.JobView, attempt: int, lines: int | None
+    ) -> AsyncGenerator[bytes, None]:
         """The log so far, then what is added, until the attempt has ended."""
         chunk = -1
         rest = b""  # of a character that is not complete yet
@@ -125,18 +128,19 @@ class StreamRoutes:
 
     # --- streams ---
 
-    def _stream(self, events: AsyncIterator[bytes]) -> Response:
+    def _stream(self, events: AsyncGenerator[bytes, None]) -> Response:
         if self.open >= STREAMS_MAX:
             raise Refused(Refusal("overloaded", f"{STREAMS_MAX} streams are open already"))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(self._counted(events), 200, headers, EVENT_STREAM)
 
-    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(self, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         self.open += 1
         try:
             yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
-            async for event in events:
-                yield event
+            async with aclosing(events):
+                async for event in events:
+                    yield event
         finally:
             self.open -= 1
 

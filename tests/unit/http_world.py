@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import httpx
@@ -160,7 +160,6 @@ class Stream:
     """One streamed exchange with the app, event by event: httpx's transport would wait for its end."""
 
     def __init__(self, app: FastAPI, path: str, query: str = "", **headers: str) -> None:
-        self.status = 0
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self._hang_up = asyncio.Event()
         self._asked = False
@@ -189,25 +188,17 @@ class Stream:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        else:
+        if message["type"] == "http.response.body":
             self._pieces.put_nowait(message.get("body", b""))
 
-    async def events(self) -> AsyncIterator[tuple[str | None, str, Any]]:
-        """(id, name, data) of each event; comments and the retry line are skipped."""
-        while True:
+    async def take(self, count: int) -> list[tuple[str | None, str, Any]]:
+        """(id, name, data) of the next events; comments and the retry line are skipped."""
+        found: list[tuple[str | None, str, Any]] = []
+        while len(found) < count:
             piece = (await self._pieces.get()).decode()
             fields = dict(line.split(": ", 1) for line in piece.strip().splitlines() if ": " in line)
             if "event" in fields:
-                yield fields.get("id"), fields["event"], msgspec.json.decode(fields["data"])
-
-    async def take(self, count: int) -> list[tuple[str | None, str, Any]]:
-        found: list[tuple[str | None, str, Any]] = []
-        async for event in self.events():
-            found.append(event)
-            if len(found) == count:
-                break
+                found.append((fields.get("id"), fields["event"], msgspec.json.decode(fields["data"])))
         return found
 
     async def hang_up(self) -> None:
