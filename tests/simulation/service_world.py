@@ -23,12 +23,14 @@ import msgspec
 
 from jobsvc import commands as c
 from jobsvc.errors import DataMissing, Fatal, JobsvcError, Refusal, StoreUnfit, Unavailable
+from jobsvc.events import AttemptsEnded, decode_events
 from jobsvc.faulty_store import FaultRates, FaultyObjectStore
 from jobsvc.job_frames import ReadyJob
 from jobsvc.jobs import (
     TERMINAL,
     BlobRef,
     ErrorInfo,
+    Finished,
     JobOptions,
     NewJob,
     NotLeader,
@@ -74,6 +76,7 @@ SETTINGS = Settings(
 
 _replies = msgspec.msgpack.Decoder(c.FlightReply | NotLeader)
 _pages = msgspec.msgpack.Decoder(c.FeedPage | NotLeader)
+_outbox = msgspec.msgpack.Decoder(list[Finished])
 _statuses = msgspec.msgpack.Decoder(c.ManagerStatus)
 
 
@@ -129,13 +132,41 @@ class ArchivedStore(MemoryObjectStore):
         super().__init__()
         self._trace = trace
         self.records: list[bytes] = []
+        self.outbox: dict[tuple[bytes, int], float] = {}  # attempts that succeeded and are written down
+        self.outbox_lists: dict[str, float] = {}  # worker -> when a leader looked
+        self.ignored: list[str] = []
 
     async def put_new(self, key: str, data: bytes) -> PutOutcome:
         outcome = await super().put_new(key, data)
         if outcome is PutOutcome.CREATED and key.startswith("log/"):
             self.records.append(data)
+            self._check_outbox(decode_record(data, self.cluster_id()))
+        if outcome is PutOutcome.CREATED and key.startswith("outbox/"):
+            now = asyncio.get_running_loop().time()
+            for each in _outbox.decode(data):
+                if each.outcome is Outcome.SUCCEEDED:
+                    self.outbox[each.job_id, each.attempt] = now
         self._trace(f"put {key} {outcome.value}")
         return outcome
+
+    async def list(self, prefix: str) -> list[str]:
+        if prefix.startswith("outbox/"):
+            self.outbox_lists[prefix.split("/")[1]] = asyncio.get_running_loop().time()
+        return await super().list(prefix)
+
+    def _check_outbox(self, record: Record) -> None:
+        """P4: what a worker has written down is not given to another after a leader has looked there."""
+        if record.kind != "data" or not self.outbox:
+            return
+        for event in decode_events(record.body):
+            if isinstance(event, AttemptsEnded):
+                for each in event.finished:
+                    written = self.outbox.get((each.job_id, each.attempt))
+                    if written is None or each.outcome not in (Outcome.LOST, Outcome.RELEASED):
+                        continue
+                    looked = self.outbox_lists.get(event.worker, -1.0)
+                    if looked > written or asyncio.get_running_loop().time() > written + 15.0:
+                        self.ignored.append(f"{id_text(each.job_id)} attempt {each.attempt}")
 
     async def delete(self, key: str) -> None:
         self._trace(f"delete {key}")
@@ -543,8 +574,16 @@ class World:
             return
         process = self._process(place)
 
+        begun: set[tuple[bytes, int]] = set()
+
+        def plan(job: ReadyJob) -> Plan:
+            if job.key in begun:
+                self.find(f"P4: {process.name} runs {id_text(job.job_id)} attempt {job.attempt} again")
+            begun.add(job.key)
+            return plan_of(job)
+
         async def live() -> str:
-            runner = SimulatedRunner(plan_of, lambda: START + self.loop.time())
+            runner = SimulatedRunner(plan, lambda: START + self.loop.time())
             process.body = Worker(
                 name=place,
                 session=process.name,
@@ -574,7 +613,7 @@ class World:
         if self.processes.get(process.place) is process:
             self.kill(process.place)
 
-    def kill(self, place: str) -> None:
+    def kill(self, place: str, pause: float = 0.0) -> None:
         """SIGKILL; who watches is told, mostly."""
         process = self.processes.pop(place, None)
         if process is None:
@@ -583,7 +622,7 @@ class World:
         self.loop.kill(process.name)
         self.network.died(process)
         if place in MANAGERS:
-            pause = 0.3 + self.random.expovariate(1.0) * (0.5 if self.calm else 1.5)
+            pause += 0.3 + self.random.expovariate(1.0) * (0.5 if self.calm else 1.5)
             self.after(pause, partial(self.begin_manager, place))
             other = MANAGERS[1 - MANAGERS.index(place)]
             self._notice(other, lambda manager: manager.suspect_leader())
@@ -612,9 +651,8 @@ class World:
             point = random.random()
             if point < 0.3:
                 self.kill(place)
-            elif point < 0.35:
-                for manager in MANAGERS:
-                    self.kill(manager)
+            elif point < 0.4:
+                self._leave_workers_alone(random.random() * 6.0)
             elif point < 0.7:
                 self._stall(place, random.expovariate(1.0) * 5.0)
             elif point < 0.85:
@@ -629,6 +667,14 @@ class World:
                 until = self.loop.time() + random.random() * 4
                 for process in self.processes.values():
                     process.store.outage_until(until)
+
+    def _leave_workers_alone(self, seconds: float) -> None:
+        """Both managers die; a worker that has written its outbox may die before one is back."""
+        for manager in MANAGERS:
+            self.kill(manager, seconds)
+        for worker in sorted(self.fleet):
+            if self.random.random() < 0.5:
+                self.after(1.0 + self.random.random() * seconds, partial(self.kill, worker))
 
     def _stall(self, place: str, seconds: float) -> None:
         process = self.processes.get(place)
@@ -712,6 +758,8 @@ class World:
             state.log_time = mark.log_time  # a leader's runs ahead of its last record
         for problem in check_states(states):
             self.find(problem)
+        if self.store.ignored:
+            self.find(f"P4: in the outbox, and given to others: {self.store.ignored}")
         final = Final(finishes=finishes, jobs=self._ends(states["replay"]))
         for problem in judge(self.told, final):
             self.find(problem)

@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import gc
 import heapq
+from collections import deque
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -28,6 +29,10 @@ class Deadlock(Exception):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
+    # What BaseEventLoop keeps, and typeshed does not know.
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[Any]  # a heap of timer handles
+
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
@@ -59,7 +64,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._graves.extend(self._frozen.pop(process, ()))
 
     def _may_run(self, handle: asyncio.Handle) -> bool:
-        process = handle._context.get(_process)
+        process = handle._context.get(_process)  # type: ignore[attr-defined]
         if process in self._dead:
             self._graves.append(handle)
             return False
@@ -79,9 +84,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 raise Deadlock(f"at {self._now:.3f} s")
             self._now = max(self._now, scheduled[0]._when)
         while scheduled and scheduled[0]._when <= self._now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
+            due = heapq.heappop(scheduled)
+            due._scheduled = False
+            ready.append(due)
         careful = self._frozen or self._dead
         for _ in range(len(ready)):
             handle = ready.popleft()
