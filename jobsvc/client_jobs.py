@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
 LONG_POLL_SECONDS = 20.0
-PAGE_INTERVAL_SECONDS = 0.02  # of the feed: many jobs that end fast come in few requests
+# Before the next page of the feed, so that many jobs that end fast come in few requests.
+PAUSE_PER_JOB_SECONDS = 0.0005
+PAUSE_SECONDS_MAX = 0.05
 REQUESTS_IN_FLIGHT = 8
 
 T = TypeVar("T")
@@ -210,7 +212,7 @@ class JobSet:
         self._states: Counter[str] = Counter()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()  # held by the one thread that reads the feed
-        self._read_at = 0.0
+        self._next_read = 0.0
         self._asked_at: float | None = None
 
     def __len__(self) -> int:
@@ -339,11 +341,13 @@ class JobSet:
 
     def _read_page(self, wait_seconds: float) -> bool:
         """Take in one page of the feed; True if it was the last one for now. Under the lock."""
-        pause = self._read_at + PAGE_INTERVAL_SECONDS - time.monotonic()
+        pause = self._next_read - time.monotonic()
         if pause > 0 and wait_seconds > 0:
-            time.sleep(pause)
-        self._read_at = time.monotonic()
+            time.sleep(min(pause, wait_seconds))
         page = self._client.feed(self._after, wait_seconds)
+        more = page.next < page.newest
+        busy = 0.0 if more else min(PAUSE_SECONDS_MAX, len(page.entries) * PAUSE_PER_JOB_SECONDS)
+        self._next_read = time.monotonic() + busy
         if page.truncated:
             self._ask_each()
         waiting = self._open
@@ -352,7 +356,7 @@ class JobSet:
                 self._take(entry)
         self._after = page.next
         self._asked_at = time.time()
-        return page.next >= page.newest
+        return not more
 
     def _take(self, entry: FeedItem) -> None:
         """A job has ended. The order comes last: who sees it there finds the rest."""
