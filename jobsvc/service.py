@@ -145,10 +145,15 @@ def _only_one(path: Path, say: Say) -> Iterator[None]:
 
 
 def _lives(known: ServiceInfo, settings: Settings, say: Say) -> bool:
-    """True if the service answers, or comes back while its Ray lives. InvalidRequest if it is another."""
+    """True if the service answers, or comes back while its Ray lives. InvalidRequest if it is another.
+
+    Without its GCS or raylet it may answer for another minute, but nothing that dies in it comes back.
+    """
+    if known.instance is not None and not has_supervisors(known):
+        return False
     deadline = time.monotonic() + REVIVE_SECONDS
     while not answers(known):
-        if time.monotonic() > deadline or (known.instance is not None and not has_supervisors(known)):
+        if time.monotonic() > deadline:
             return False
         time.sleep(0.1)
     if known.data != settings.data:
