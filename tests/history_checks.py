@@ -61,7 +61,7 @@ class Final:
 
     jobs: dict[str, tuple[str, Any]] = field(default_factory=dict)  # id -> (state, result)
     finishes: list[Finish] = field(default_factory=list)  # every one that ever was, by the journal
-    retired: set[str] = field(default_factory=set)
+    retired: set[str] = field(default_factory=set)  # past their retention: they had ended
 
 
 def judge(told: Told, final: Final) -> list[str]:
@@ -146,7 +146,11 @@ def check_feed(told: Told, final: Final) -> list[str]:
     missed = [
         str(finish)
         for finish in final.finishes
-        if seqs and finish.seq <= seqs[-1] and finish not in read and finish.id not in told.retry_asked
+        if seqs
+        and finish.seq <= seqs[-1]
+        and finish not in read
+        and finish.id not in told.retry_asked
+        and finish.id not in final.retired
     ]
     return [*_say("P5: in the feed, not in the journal", wrong), *_say("P5: missing in the feed", missed)]
 

@@ -74,6 +74,9 @@ SETTINGS = Settings(
     snapshot_records=25,
 )
 
+# Jobs leave memory almost as soon as they have ended; what was theirs is deleted meanwhile.
+SHORT_MEMORY = msgspec.structs.replace(SETTINGS, retention_seconds=6.0)
+
 _replies = msgspec.msgpack.Decoder(c.FlightReply | NotLeader)
 _pages = msgspec.msgpack.Decoder(c.FeedPage | NotLeader)
 _outbox = msgspec.msgpack.Decoder(list[Finished])
@@ -455,11 +458,18 @@ class Client:
         (found,) = await self.ask(c.GetJobs(ids))
         for job_id, view in zip(ids, found.items, strict=True):
             if isinstance(view, Refusal):
+                if view.code == "expired_job" and self._world.settings is SHORT_MEMORY:
+                    continue
                 self._world.find(f"an accepted job is refused: {view}")
             elif view.state in TERMINAL:
                 self._world.told.ended.append((id_text(job_id), view.state.value))
-                if view.result is not None:
-                    self._world.told.results.append((id_text(job_id), self._world.value(view.result)))
+                self._see(job_id, view.result)
+
+    def _see(self, job_id: bytes, result: Result | None) -> None:
+        value = self._world.value(result) if result is not None else None
+        expired = value is None and self._world.settings is SHORT_MEMORY
+        if result is not None and not expired:
+            self._world.told.results.append((id_text(job_id), value))
 
     async def read_feed(self) -> None:
         """Follow the feed from its beginning."""
@@ -472,9 +482,8 @@ class Client:
                 continue
             for entry in page.entries:
                 self._world.told.feed.append(Finish(entry.seq, id_text(entry.id), entry.state.value))
-                if entry.result is not None:
-                    self._world.told.results.append((id_text(entry.id), self._world.value(entry.result)))
-            after = page.next
+                self._see(entry.id, entry.result)
+            after = self._world.feed_read = page.next
 
 
 # --- the world ----------------------------------------------------------------------------------------------
@@ -485,6 +494,7 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self.settings = SHORT_MEMORY if seed % 4 == 3 else SETTINGS
         self.random = Random(f"{seed} service")
         self.loop = VirtualLoop()
         self.digest = hashlib.blake2b()
@@ -496,6 +506,7 @@ class World:
         self.network = Network(self)
         self.told = Told()
         self.calm = False
+        self.feed_read = 0
         self.lives = 0
         self.skew = {name: self.random.uniform(-1.5, 1.5) for name in MANAGERS}
 
@@ -545,7 +556,7 @@ class World:
         async def live() -> None:
             process.body = Manager(
                 name=place,
-                settings=SETTINGS,
+                settings=self.settings,
                 store=process.store,
                 peer=SimulatedPeer(self, place),
                 fleet=SimulatedFleet(self),
@@ -590,7 +601,7 @@ class World:
                 pool=pool,
                 node="node",
                 pid=self.lives,
-                settings=SETTINGS,
+                settings=self.settings,
                 store=process.store,
                 leader=WorkersLink(self.network, place),
                 runner=runner,
@@ -744,8 +755,8 @@ class World:
             return False
         commits, reader = leaders[0].leader.commits, standbys[0]._reader
         open_batch = bool(commits._batch.events) or commits._in_the_air is not None
-        read = self.told.feed[-1].seq if self.told.feed else 0
-        return not open_batch and reader.mark == commits.mark and read >= leaders[0].state.next_finish_seq - 1
+        all_read = self.feed_read >= leaders[0].state.next_finish_seq - 1
+        return not open_batch and reader.mark == commits.mark and all_read
 
     def judge_states(self) -> None:
         states = {place: self.processes[place].body.state for place in MANAGERS}
@@ -760,7 +771,9 @@ class World:
             self.find(problem)
         if self.store.ignored:
             self.find(f"P4: in the outbox, and given to others: {self.store.ignored}")
-        final = Final(finishes=finishes, jobs=self._ends(states["replay"]))
+        replay = states["replay"]
+        retired = {id_text(each) for each in replay.retired}
+        final = Final(finishes=finishes, jobs=self._ends(replay), retired=retired)
         for problem in judge(self.told, final):
             self.find(problem)
 
