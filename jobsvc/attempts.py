@@ -95,7 +95,7 @@ class UnsettledReports:
         self._reports: dict[JobKey, _Unsettled] = {}
         self._settled: dict[JobKey, None] = {}
         self._turn = asyncio.Lock()
-        self.due = 0.0  # when they should be sent
+        self.due = float("inf")  # when they should be sent; those that are on their way do not count
         self.outbox_objects = 0
 
     def __len__(self) -> int:
@@ -107,12 +107,17 @@ class UnsettledReports:
 
     def add(self, finished: Finished, now: float, gather_seconds: float) -> None:
         """To be sent within `gather_seconds`, together with what ends until then."""
-        due = now + gather_seconds
-        self.due = min(self.due, due) if self._reports else due
+        self.due = min(self.due, now + gather_seconds)
         self._reports[finished.job_id, finished.attempt] = _Unsettled(finished, now)
 
-    def finished(self) -> list[Finished]:
+    def to_send(self) -> list[Finished]:
+        """All of them, for a call that leaves now. If it fails, say so with `not_sent`."""
+        self.due = float("inf")
         return [each.finished for each in self._reports.values()]
+
+    def not_sent(self) -> None:
+        if self._reports:
+            self.due = 0.0
 
     def settle(self, finished: list[Finished]) -> None:
         """A leader has answered for these."""

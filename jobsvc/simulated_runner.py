@@ -45,6 +45,7 @@ class SimulatedRunner:
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="simulated runner")
+        self._task.add_done_callback(lambda task: self._news.set())
 
     def submit(self, jobs: Iterable[ReadyJob]) -> None:
         self._queue.extend(jobs)
@@ -73,6 +74,8 @@ class SimulatedRunner:
         if not self._events:
             self._news.clear()
             await self._news.wait()
+            if self._task is not None and self._task.done() and not self._task.cancelled():
+                self._task.result()  # a plan has failed: so does whoever listens
         events, self._events = self._events, []
         return events
 

@@ -252,6 +252,7 @@ class Worker:
                 orders = await self._leader.report_and_ask(report)
         except (Unavailable, TimeoutError):
             self._busy_seconds.put_back(report.busy_seconds)
+            self._finished.not_sent()
             pace.failed(number, loop.time())
             return False
         finally:
@@ -275,7 +276,7 @@ class Worker:
             self._pool,
             self._node,
             self._pid,
-            finished=self._finished.finished(),
+            finished=self._finished.to_send(),
             holding=[*holding, *self._ending],
             busy=busy,
             can_take=self._room(),
