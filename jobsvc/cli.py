@@ -2,40 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from . import cli_jobs, cli_output, cli_service
 
 app = typer.Typer(
     name="jobsvc",
-    help="A durable job service for Ray clusters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog=(cli_output.__doc__ or "").partition("Exit codes:")[2].strip(),
 )
 
-for command in (
-    cli_service.up,
-    cli_service.down,
-    cli_service.status,
-    cli_service.demo,
-    cli_service.doctor,
-    cli_jobs.enqueue,
-    cli_jobs.jobs,
-    cli_jobs.job,
-    cli_jobs.result,
-    cli_jobs.logs,
-    cli_jobs.wait,
-    cli_jobs.cancel,
-    cli_jobs.retry,
-    cli_jobs.pull,
-    cli_jobs.completions,
-    cli_service.queues,
-    cli_service.pause,
-    cli_service.resume,
-    cli_service.workers,
-):
-    app.command()(command)
+PANELS = {
+    "Service": (
+        cli_service.up,
+        cli_service.down,
+        cli_service.status,
+        cli_service.doctor,
+        cli_service.demo,
+    ),
+    "Jobs": (
+        cli_jobs.enqueue,
+        cli_jobs.jobs,
+        cli_jobs.job,
+        cli_jobs.result,
+        cli_jobs.logs,
+        cli_jobs.wait,
+        cli_jobs.cancel,
+        cli_jobs.retry,
+        cli_jobs.pull,
+        cli_jobs.completions,
+    ),
+    "Queues, workers, tasks": (
+        cli_service.queues,
+        cli_service.pause,
+        cli_service.resume,
+        cli_service.workers,
+        cli_service.tasks,
+    ),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("jobsvc"))
+        raise typer.Exit
+
+
+@app.callback()
+def jobsvc(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """A durable job service for Ray clusters."""
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,20 +11,47 @@ import msgspec
 import typer
 
 from .cli_output import (
+    CHANGE_SECONDS,
+    IdArgument,
     IdsArgument,
     JsonOption,
     UrlOption,
     client,
+    complain,
     errors_as_exit_codes,
-    exit_code_of_state,
+    exit_code_of,
+    exit_code_of_states,
+    for_each_id,
     print_json,
     print_rows,
+    print_states,
     print_value,
+    say,
 )
-from .client import Client
-from .errors import InvalidRequest, WaitTimedOut
+from .errors import InvalidRequest, Refused, WaitTimedOut
 
-FOLLOW_SECONDS = 0.5
+JOB_COLUMNS = ("id", "state", "task", "queue", "attempt", "created_at", "error")
+JOB_FIELDS = (
+    "id",
+    "task",
+    "queue",
+    "state",
+    "waiting",
+    "cancel_requested",
+    "priority",
+    "attempt",
+    "max_attempts",
+    "created_at",
+    "run_at",
+    "finished_at",
+    "payload_bytes",
+    "labels",
+    "batch",
+)
+ATTEMPT_COLUMNS = ("number", "outcome", "worker", "started_at", "seconds", "error")
+TimeoutOption = Annotated[
+    float | None, typer.Option(min=0, help="Seconds; without it, as long as it takes.", show_default=False)
+]
 
 
 def _parsed(text: str) -> Any:
@@ -43,192 +71,207 @@ def _named(text: str | None) -> dict[str, Any]:
         raise InvalidRequest(f"must be a JSON object: {error}", "--kwargs") from error
 
 
+def _labels(pairs: list[str] | None) -> dict[str, str] | None:
+    if not pairs:
+        return None
+    for pair in pairs:
+        if "=" not in pair:
+            raise InvalidRequest(f"{pair!r} is not NAME=VALUE", "--label")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(str(error), "--file") from error
+
+
 def enqueue(
-    task: Annotated[str, typer.Argument(help="Name of the task.")],
-    args: Annotated[list[str] | None, typer.Argument(help="Arguments: JSON, or text.")] = None,
+    task: Annotated[str, typer.Argument(help="Name of the task.", show_default=False)],
+    args: Annotated[
+        list[str] | None, typer.Argument(help="Arguments: JSON, or text.", show_default=False)
+    ] = None,
     kwargs: Annotated[str | None, typer.Option(help="Keyword arguments, a JSON object.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Send this file's bytes as the argument.")] = None,
-    queue: Annotated[str | None, typer.Option()] = None,
-    priority: Annotated[int | None, typer.Option()] = None,
-    max_attempts: Annotated[int | None, typer.Option()] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds an attempt may take.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Send this file's bytes as the argument; - is stdin.")
+    ] = None,
+    queue: Annotated[str | None, typer.Option(help="Instead of the task's own.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher runs first.")] = None,
+    max_attempts: Annotated[int | None, typer.Option(help="The first run included.")] = None,
+    attempt_seconds: Annotated[float | None, typer.Option(help="How long an attempt may take.")] = None,
     delay: Annotated[float | None, typer.Option(help="Seconds until it may start.")] = None,
-    key: Annotated[str | None, typer.Option(help="Idempotency key.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="NAME=VALUE; may be repeated.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Name of a batch, to list its jobs by.")] = None,
+    key: Annotated[str | None, typer.Option(help="Idempotency key: the same key is the same job.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end and print the result.")] = False,
-    wait_seconds: Annotated[float | None, typer.Option(help="Give up waiting after this time.")] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Wait at most so many seconds.")] = None,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """Enqueue one job; print its id, or with --wait its result."""
-    with errors_as_exit_codes(), client(url) as service:
-        options: dict[str, Any] = {
-            "queue": queue,
-            "priority": priority,
-            "max_attempts": max_attempts,
-            "timeout": timeout,
-            "delay": delay,
-        }
+    options: dict[str, Any] = {
+        "queue": queue,
+        "priority": priority,
+        "max_attempts": max_attempts,
+        "timeout": attempt_seconds,
+        "delay": delay,
+        "batch": batch,
+    }
+    with errors_as_exit_codes("The job goes on."), client(url, CHANGE_SECONDS) as service:
+        named = _named(kwargs)
+        options["labels"] = _labels(label)
         if file is not None:
             if args:
                 raise InvalidRequest("takes the place of the arguments", "--file")
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise InvalidRequest(str(error), "--file") from error
-            job = service.enqueue_bytes(task, data, key=key, **_named(kwargs), **options)
+            job = service.enqueue_bytes(task, _content(file), key=key, kwargs=named, **options)
         else:
-            arguments = [_parsed(text) for text in args or []]
-            job = service.enqueue(task, *arguments, key=key, kwargs=_named(kwargs), **options)
-        if not wait and wait_seconds is None:
+            job = service.enqueue(task, *map(_parsed, args or []), key=key, kwargs=named, **options)
+        if not wait and timeout is None:
             print_json({"id": job.id}) if json else print_value(job.id)
             return
-        value = job.result(wait_seconds)
+        say(f"job {job.id}")
+        value = job.result(timeout)
         print_json({"id": job.id, "result": value}) if json else print_value(value)
 
 
 def jobs(
-    state: Annotated[str | None, typer.Option()] = None,
+    state: Annotated[str | None, typer.Option(help="scheduled, queued, running, succeeded …")] = None,
     queue: Annotated[str | None, typer.Option()] = None,
     task: Annotated[str | None, typer.Option()] = None,
     batch: Annotated[str | None, typer.Option()] = None,
-    limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000)] = 50,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
     """Jobs, newest first."""
     with errors_as_exit_codes(), client(url) as service:
-        found = list(service.jobs(limit, state=state, queue=queue, task=task, batch=batch))
+        found = service.jobs(limit, state=state, queue=queue, task=task, batch=batch)
         if json:
-            print_json(found)
-            return
-        columns = ("id", "state", "task", "queue", "attempt", "created_at")
-        print_rows(columns, ([job[column] for column in columns] for job in found))
+            print_json(list(found))
+        else:
+            print_rows(JOB_COLUMNS, ([_error_line(job, column) for column in JOB_COLUMNS] for job in found))
 
 
-def job(job_id: str, json: JsonOption = False, url: UrlOption = None) -> None:
+def _error_line(document: dict[str, Any], column: str) -> Any:
+    value = document.get(column)
+    return f"{value['type']}: {value['message']}" if column == "error" and value else value
+
+
+def job(job_id: IdArgument, json: JsonOption = False, url: UrlOption = None) -> None:
     """One job: its state, its attempts, why it waits."""
     with errors_as_exit_codes(), client(url) as service:
         document = service.job(job_id).refresh()
         if json:
             print_json(document)
             return
-        shown = (
-            "id",
-            "task",
-            "queue",
-            "state",
-            "priority",
-            "attempt",
-            "waiting",
-            "created_at",
-            "finished_at",
-        )
-        print_rows(("field", "value"), [(name, document.get(name)) for name in shown])
+        rows = [(name, document[name]) for name in JOB_FIELDS if document[name] not in (None, {}, False)]
+        if document["running"]:
+            rows.append(("running_on", document["running"]["worker"]))
+        print_rows(("field", "value"), rows)
         if document["attempts"]:
-            columns = ("number", "outcome", "worker", "started_at", "seconds")
-            rows = [[attempt.get(column) for column in columns] for attempt in document["attempts"]]
-            print_rows(columns, rows)
+            attempts = document["attempts"]
+            print_rows(
+                ATTEMPT_COLUMNS,
+                [[_error_line(each, column) for column in ATTEMPT_COLUMNS] for each in attempts],
+            )
+        if document["error"] and document["error"]["traceback"]:
+            print_value(document["error"]["traceback"].rstrip())
 
 
 def result(
-    job_id: str,
-    timeout: Annotated[float, typer.Option(help="Wait at most this long for the end.")] = 0.0,
+    job_id: IdArgument,
+    timeout: Annotated[float, typer.Option(min=0, help="Wait at most so many seconds for the end.")] = 0.0,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """The result of a job."""
+    """The result of a job: bytes and text as they are, everything else as JSON."""
     with errors_as_exit_codes(), client(url) as service:
         value = service.job(job_id).result(timeout)
         print_json(value) if json else print_value(value)
 
 
 def logs(
-    job_id: str,
-    attempt: Annotated[int | None, typer.Option(help="The latest attempt if not given.")] = None,
+    job_id: IdArgument,
+    attempt: Annotated[int | None, typer.Option(min=1, help="The latest one if not given.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, help="Only so many lines from the end.")] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """What a job has written to stdout and stderr."""
-    with errors_as_exit_codes(), client(url) as service:
+    """What a job has written to stdout and stderr. With --follow, the exit code tells how the job ended."""
+    with (
+        errors_as_exit_codes(f"The job goes on; `jobsvc logs -f {job_id}` is here again."),
+        client(url) as service,
+    ):
         handle = service.job(job_id)
-        if json:
-            print_json({"id": job_id, "text": handle.logs(attempt)})
+        if not follow:
+            text = handle.logs(attempt, tail)
+            print_json({"id": job_id, "text": text}) if json else typer.echo(text, nl=False)
             return
-        state = _follow(service, job_id, attempt) if follow else None
-        if state is None:
-            typer.echo(handle.logs(attempt), nl=False)
-        elif code := exit_code_of_state(state):
+        if tail is not None:
+            raise InvalidRequest("does not go with --follow", "--tail")
+        for text in handle.follow(attempt):
+            print_json({"id": job_id, "text": text}) if json else typer.echo(text, nl=False)
+        code = exit_code_of_states([handle.state])
+        if code and attempt is None:
             raise typer.Exit(code)
 
 
-def _follow(service: Client, job_id: str, attempt: int | None) -> str:
-    """Print output as it comes. The exit code comes from the job's state, never from a closed stream."""
-    shown = 0
-    handle = service.job(job_id)
-    while True:
-        state = handle.state
-        text = handle.logs(attempt)
-        typer.echo(text[shown:], nl=False)
-        shown = len(text)
-        if state in ("succeeded", "failed", "cancelled"):
-            return state
-        time.sleep(FOLLOW_SECONDS)
-
-
 def wait(
-    ids: IdsArgument,
-    timeout: Annotated[float | None, typer.Option(help="Seconds; without it, as long as it takes.")] = None,
-    json: JsonOption = False,
-    url: UrlOption = None,
+    ids: IdsArgument, timeout: TimeoutOption = None, json: JsonOption = False, url: UrlOption = None
 ) -> None:
     """Wait until these jobs have ended; the exit code tells how."""
-    with errors_as_exit_codes(), client(url) as service:
+    again = f"The jobs go on; `jobsvc wait {' '.join(ids)}` waits again."
+    with errors_as_exit_codes(again), client(url, CHANGE_SECONDS) as service:
         deadline = None if timeout is None else time.monotonic() + timeout
         states: dict[str, str] = {}
+        codes: list[int] = []
         for job_id in ids:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 states[job_id] = str(service.job(job_id).wait(left)["state"])
-            except WaitTimedOut:
-                print_json(states) if json else print_rows(("id", "state"), states.items())
-                raise
-        print_json(states) if json else print_rows(("id", "state"), states.items())
-        code = max((exit_code_of_state(state) for state in states.values()), default=0)
+            except (WaitTimedOut, Refused) as error:
+                complain(error)
+                codes.append(exit_code_of(error))
+        print_states(states, json)
+        code = exit_code_of_states(states.values()) or next(iter(codes), 0)
         if code:
-            raise typer.Exit(3 if "failed" in states.values() else code)
+            raise typer.Exit(code)
 
 
 def cancel(ids: IdsArgument, json: JsonOption = False, url: UrlOption = None) -> None:
     """Cancel jobs. `running` means asked for, not yet confirmed."""
-    with errors_as_exit_codes(), client(url) as service:
-        states = {job_id: service.job(job_id).cancel() for job_id in ids}
-        print_json(states) if json else print_rows(("id", "state"), states.items())
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as service:
+        for_each_id(ids, lambda job_id: service.job(job_id).cancel(), json)
 
 
 def retry(ids: IdsArgument, json: JsonOption = False, url: UrlOption = None) -> None:
     """Put failed or cancelled jobs back, with their attempts unspent."""
-    with errors_as_exit_codes(), client(url) as service:
-        states = {job_id: service.job(job_id).retry() for job_id in ids}
-        print_json(states) if json else print_rows(("id", "state"), states.items())
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as service:
+        for_each_id(ids, lambda job_id: service.job(job_id).retry(), json)
 
 
 def pull(
-    top: Annotated[int, typer.Option(min=1, max=1000)] = 1, json: JsonOption = False, url: UrlOption = None
+    top: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 1,
+    json: JsonOption = False,
+    url: UrlOption = None,
 ) -> None:
     """Finished hash jobs that nobody has pulled yet, latest first."""
-    with errors_as_exit_codes(), client(url) as service:
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as service:
         pulled = service.pull(top)
         print_json(pulled) if json else print_rows(("id", "value"), ((p["id"], p["value"]) for p in pulled))
 
 
 def completions(
-    after: Annotated[int, typer.Option(help="Go on after this place.")] = 0,
-    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Go on after this place.")] = 0,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what finishes from now on.")
+    ] = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Finished jobs in order of completion; JSON lines with --json."""
+    """Finished jobs in order of completion, a line each; JSON lines with --json."""
     with errors_as_exit_codes(), client(url) as service:
         for entry in service.completions(after, follow=follow):
             if json:

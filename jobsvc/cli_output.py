@@ -1,7 +1,9 @@
 """What the commands share: where output goes, and what an exit code means.
 
 stdout carries data, stderr carries talk. `--json` prints one JSON document, or JSON lines where a command
-streams. Exit codes:
+streams. Where stdout is not a terminal, tables are tab-separated lines: nothing is cut, coloured or boxed.
+
+Exit codes:
 
     0 done   1 unexpected   2 usage   3 a job failed   4 a job was cancelled   5 the wait timed out
     6 not found   7 refused: conflict or not allowed   8 the service cannot be reached   130 Ctrl-C
@@ -9,34 +11,45 @@ streams. Exit codes:
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from .client import Client
 from .errors import InvalidRequest, JobFailed, JobsvcError, Refused, Unavailable, WaitTimedOut
+
+if TYPE_CHECKING:
+    from .client import Client
 
 EXIT_UNEXPECTED, EXIT_USAGE, EXIT_FAILED, EXIT_CANCELLED = 1, 2, 3, 4
 EXIT_TIMED_OUT, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 5, 6, 7, 8, 130
+NOT_FOUND_CODES = frozenset({"unknown_job", "expired_job", "unknown_queue", "not_found"})
+LOOK_SECONDS = 5.0  # a command that only looks gives up soon
+CHANGE_SECONDS = 30.0  # one that changes something outlasts a failover
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 UrlOption = Annotated[
     str | None, typer.Option("--url", envvar="JOBSVC_URL", help="Address of the service; several by commas.")
 ]
-IdsArgument = Annotated[list[str], typer.Argument(help="Job ids.", metavar="ID...")]
+IdsArgument = Annotated[list[str], typer.Argument(help="Job ids.", metavar="ID...", show_default=False)]
+IdArgument = Annotated[str, typer.Argument(help="Job id.", metavar="ID", show_default=False)]
 
-talk = Console(stderr=True, highlight=False)
+_CONTROLS = (*range(32), 127, *range(128, 160))
+_ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {9: "\\t", 10: "\\n", 13: "\\r"}
+_ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if code not in (9, 10)}
 
 
-def client(url: str | None) -> Client:
-    return Client(url.split(",") if url else None, deadline_seconds=20.0)
+def client(url: str | None, deadline_seconds: float = LOOK_SECONDS) -> Client:
+    from .client import Client  # here, so that `--help` does not wait for it
+
+    return Client(url, deadline_seconds=deadline_seconds)
+
+
+# --- endings --------------------------------------------------------------------------------------------
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -46,8 +59,7 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, WaitTimedOut):
         return EXIT_TIMED_OUT
     if isinstance(error, Refused):
-        missing = error.refusal.code in ("unknown_job", "expired_job", "unknown_queue", "not_found")
-        return EXIT_NOT_FOUND if missing else EXIT_REFUSED
+        return EXIT_NOT_FOUND if error.refusal.code in NOT_FOUND_CODES else EXIT_REFUSED
     if isinstance(error, Unavailable):
         return EXIT_UNREACHABLE
     if isinstance(error, InvalidRequest):
@@ -55,20 +67,58 @@ def exit_code_of(error: BaseException) -> int:
     return EXIT_UNEXPECTED
 
 
-def exit_code_of_state(state: str) -> int:
-    return {"failed": EXIT_FAILED, "cancelled": EXIT_CANCELLED}.get(state, 0)
+def exit_code_of_states(states: Iterable[str]) -> int:
+    """3 if any job failed, else 4 if any was cancelled, else 0."""
+    found = set(states)
+    return EXIT_FAILED if "failed" in found else EXIT_CANCELLED if "cancelled" in found else 0
 
 
 @contextmanager
-def errors_as_exit_codes() -> Iterator[None]:
-    """Known errors become one line on stderr and an exit code; others keep their traceback."""
+def errors_as_exit_codes(on_interrupt: str = "") -> Iterator[None]:
+    """Known errors become a line on stderr and an exit code; others keep their traceback."""
     try:
         yield
     except JobsvcError as error:
-        talk.print(f"jobsvc: {error}", style="red", markup=False)
+        complain(error)
         raise typer.Exit(exit_code_of(error)) from error
     except KeyboardInterrupt as error:
+        if on_interrupt:
+            say(f"\n{on_interrupt}")
         raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def for_each_id(ids: Sequence[str], do: Callable[[str], str], json: bool) -> None:
+    """Do it to every job, print the states they are in now, and end with what the first error means."""
+    states: dict[str, str] = {}
+    code = 0
+    for job_id in ids:
+        try:
+            states[job_id] = do(job_id)
+        except (Refused, InvalidRequest) as error:
+            complain(error, f"{job_id}: ")
+            code = code or exit_code_of(error)
+    print_states(states, json)
+    if code:
+        raise typer.Exit(code)
+
+
+# --- talk -----------------------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Talk: to people, never data."""
+    typer.echo(text, err=True)
+
+
+def complain(error: BaseException, about: str = "") -> None:
+    text = f"jobsvc: {about}{str(error).translate(_ESCAPES_BUT_LINES)}"
+    is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    typer.echo(typer.style(text, fg="red") if is_coloured else text, err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(note, err=True)
+
+
+# --- data -----------------------------------------------------------------------------------------------
 
 
 def print_json(value: Any) -> None:
@@ -76,21 +126,25 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+def print_states(states: dict[str, str], json: bool) -> None:
+    print_json(states) if json else print_rows(("id", "state"), states.items())
+
+
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table for people; tab-separated lines, nothing cut, when stdout is not a terminal."""
+    """A table for people; tab-separated lines when stdout is not a terminal."""
     if not sys.stdout.isatty():
         sys.stdout.write("\t".join(columns) + "\n")
         for row in rows:
             sys.stdout.write("\t".join(_text(cell) for cell in row) + "\n")
         return
-    table = Table(*columns, box=None, header_style="bold")
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*(column.upper().replace("_", " ") for column in columns), box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(_text(cell) for cell in row))
+        table.add_row(*(Text(_text(cell)) for cell in row))
     Console().print(table)
-
-
-def _text(cell: Any) -> str:
-    return "-" if cell is None else str(cell)
 
 
 def print_value(value: Any) -> None:
@@ -104,13 +158,14 @@ def print_value(value: Any) -> None:
         print_json(value)
 
 
-def progress_bar() -> Progress:
-    """On stderr, and only where someone can see it move."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=talk,
-        disable=not sys.stderr.isatty(),
-    )
+def _text(cell: Any) -> str:
+    """One cell, without characters that would move a terminal's cursor or break the line."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.3f}".rstrip("0").rstrip(".")
+    if isinstance(cell, dict | list):
+        return msgspec.json.encode(cell).decode()
+    return str(cell).translate(_ESCAPES)

@@ -1,73 +1,96 @@
-"""Commands about the service: up, down, status, queues, workers, doctor, demo."""
+"""Commands about the service: up, down, status, doctor, demo; queues, workers, tasks."""
 
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from .cli_output import (
+    CHANGE_SECONDS,
     EXIT_NOT_FOUND,
+    EXIT_UNEXPECTED,
     JsonOption,
     UrlOption,
     client,
     errors_as_exit_codes,
     print_json,
     print_rows,
-    talk,
+    say,
 )
-from .settings import from_environment
+from .settings import Settings, from_environment
+
+DEFAULT_DATA = "~/.jobsvc/data"
+WATCH_SECONDS = 1.0
+STATES = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
+CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 DataOption = Annotated[
-    str | None, typer.Option(help="A folder, or s3://BUCKET/PREFIX.", show_default="~/.jobsvc/data")
+    str | None, typer.Option(help="A folder, or s3://BUCKET/PREFIX.", show_default=DEFAULT_DATA)
 ]
 TasksOption = Annotated[list[str] | None, typer.Option(help="Module with tasks; may be repeated.")]
 ServiceOption = Annotated[str, typer.Option("--service", help="Name of the service.")]
-WATCH_SECONDS = 1.0
+PortOption = Annotated[
+    int | None, typer.Option(help="The next free one if it is taken.", show_default="8000")
+]
+HostOption = Annotated[
+    str | None, typer.Option(help="Beyond loopback, JOBSVC_TOKEN must be set.", show_default="127.0.0.1")
+]
+S3EndpointOption = Annotated[str | None, typer.Option(help="For S3 that is not AWS.")]
+QueueArgument = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False)]
 
 
-def _say(text: str) -> None:
-    talk.print(text, markup=False)
+def _settings(data: str | None, tasks: list[str] | None, **chosen: Any) -> Settings:
+    """What was said here, else JOBSVC_… variables, else pyproject.toml (tasks), else the defaults."""
+    from .project_tasks import tasks_of_project
+
+    if not tasks and "JOBSVC_TASKS" not in os.environ:
+        tasks = list(tasks_of_project())
+    return from_environment(
+        os.environ,
+        data=data or os.environ.get("JOBSVC_DATA") or DEFAULT_DATA,
+        tasks=tuple(tasks) if tasks else None,
+        **chosen,
+    )
 
 
 def up(
     data: DataOption = None,
-    port: Annotated[int, typer.Option(help="The next free one if it is taken.")] = 8000,
-    host: Annotated[str, typer.Option(help="Beyond loopback, JOBSVC_TOKEN must be set.")] = "127.0.0.1",
+    port: PortOption = None,
+    host: HostOption = None,
     tasks: TasksOption = None,
     service: ServiceOption = "jobsvc",
-    s3_endpoint_url: Annotated[str | None, typer.Option(help="For S3 that is not AWS.")] = None,
+    s3_endpoint_url: S3EndpointOption = None,
     allow_shell: Annotated[bool, typer.Option("--allow-shell", help="Allow the task jobsvc.shell.")] = False,
     ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """Start the service, or find it running; returns when it answers."""
+    """Start the service, or find it running; returns when it answers. JOBSVC_… variables are settings too."""
     from . import service as services
-    from .project_tasks import tasks_of_project
 
-    with errors_as_exit_codes():
-        settings = from_environment(
-            os.environ,
-            data=data or os.environ.get("JOBSVC_DATA") or "~/.jobsvc/data",
+    with errors_as_exit_codes("Interrupted; `jobsvc down` ends what was started."):
+        settings = _settings(
+            data,
+            tasks,
             port=port,
             host=host,
-            tasks=tuple(tasks) if tasks else tasks_of_project(),
             service=service,
             s3_endpoint_url=s3_endpoint_url,
             allow_shell=allow_shell or None,
         )
         token = os.environ.get("JOBSVC_TOKEN")
-        info = services.up(settings, token=token, ray_address=ray_address, say=_say)
+        info = services.up(settings, token=token, ray_address=ray_address, say=say)
         if json:
             print_json(info)
-        else:
-            rows = [("API", info.urls[0]), ("docs", f"{info.urls[0]}/docs"), ("data", info.data)]
-            if info.dashboard_url:
-                rows += [("Ray dashboard", info.dashboard_url), ("its token", info.ray_token_file or "-")]
-            print_rows(("what", "where"), rows)
+            return
+        rows = [("API", info.urls[0]), ("API docs", f"{info.urls[0]}/docs"), ("data", info.data)]
+        if info.dashboard_url:
+            rows += [("Ray dashboard", info.dashboard_url), ("its token", info.ray_token_file or "-")]
+        print_rows(("what", "where"), rows)
 
 
 def down(service: ServiceOption = "jobsvc", json: JsonOption = False) -> None:
@@ -75,33 +98,55 @@ def down(service: ServiceOption = "jobsvc", json: JsonOption = False) -> None:
     from . import service as services
 
     with errors_as_exit_codes():
-        ended = services.down(service, say=_say)
+        ended = services.down(service, say=say)
         if json:
             print_json({"service": service, "ended": ended})
         if not ended:
-            _say(f"no service named {service} is known here")
+            say(f"no service named {service} is known here")
             raise typer.Exit(EXIT_NOT_FOUND)
 
 
 def status(
-    watch: Annotated[bool, typer.Option("--watch", help="Again every second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again every second.")] = False,
     json: JsonOption = False,
     url: UrlOption = None,
 ) -> None:
-    """Who leads, how far the standby is, how many jobs there are."""
-    with errors_as_exit_codes(), client(url) as connection:
+    """Who leads, how far the standby is, how many jobs there are, what runs where."""
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS if watch else 5.0) as connection:
         while True:
             document = connection.status()
-            print_json(document) if json else _print_status(document)
+            if watch and sys.stdout.isatty() and not json:
+                sys.stdout.write(CLEAR_SCREEN)
+            if json:
+                print_json(document)
+            else:
+                print_rows(("what", "is"), _status_rows(document))
             if not watch:
                 return
             time.sleep(WATCH_SECONDS)
 
 
-def _print_status(document: dict[str, Any]) -> None:
-    columns = ("name", "role", "epoch", "lag", "pid", "healthy")
-    print_rows(columns, ([manager.get(column) for column in columns] for manager in document["managers"]))
-    print_rows(("state", "jobs"), document["counts"].items())
+def _status_rows(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """One screen of health."""
+    yield "service", "ready" if document["ready"] else f"not ready: {document['problem']}"
+    for manager in document["managers"]:
+        lag = "" if manager["lag"] is None else f", {manager['lag']} records behind"
+        problem = f", {manager['problem']}" if manager["problem"] else ""
+        yield (
+            manager["name"],
+            f"{manager['role']}, epoch {manager['epoch']}{lag}{problem}"
+            f" (pid {manager['pid']}, {manager['node']})",
+        )
+    commits = document["commits"]
+    if commits["age_seconds"] is not None:
+        yield "last commit", f"{commits['age_seconds']:.1f} s ago"
+    for state in STATES:
+        yield f"{state} jobs", f"{document['counts'].get(state, 0):,}"
+    for pool in document["pools"] or ():
+        waiting = f", {pool['waiting']}" if pool["waiting"] else ""
+        yield f"pool {pool['name']}", f"{pool['observed']} of {pool['wanted']} wanted workers{waiting}"
+    for worker in document["workers"] or ():
+        yield worker["name"], worker["current_job"] or worker["state"]
 
 
 def queues(json: JsonOption = False, url: UrlOption = None) -> None:
@@ -111,68 +156,83 @@ def queues(json: JsonOption = False, url: UrlOption = None) -> None:
         if json:
             print_json(found)
             return
-        columns = ("name", "pool", "paused", "counts", "oldest_queued_age_seconds")
-        rows = [[msgspec.to_builtins(queue.get(column)) for column in columns] for queue in found]
-        print_rows(columns, rows)
+        print_rows(
+            ("name", "pool", "paused", *STATES, "oldest_seconds", "ended_per_second"),
+            (
+                [
+                    *(queue[name] for name in ("name", "pool", "paused")),
+                    *(queue["counts"].get(state, 0) for state in STATES),
+                    queue["oldest_queued_age_seconds"],
+                    queue["finished_per_second"],
+                ]
+                for queue in found
+            ),
+        )
 
 
-def pause(queue: str, json: JsonOption = False, url: UrlOption = None) -> None:
+def pause(queue: QueueArgument, json: JsonOption = False, url: UrlOption = None) -> None:
     """Pause a queue: nothing new is started from it."""
     _set_paused(queue, True, json, url)
 
 
-def resume(queue: str, json: JsonOption = False, url: UrlOption = None) -> None:
+def resume(queue: QueueArgument, json: JsonOption = False, url: UrlOption = None) -> None:
     """Resume a paused queue."""
     _set_paused(queue, False, json, url)
 
 
 def _set_paused(queue: str, paused: bool, json: bool, url: str | None) -> None:
-    with errors_as_exit_codes(), client(url) as connection:
-        connection.pause(queue, paused)
-        answer = {"queue": queue, "paused": paused}
-        print_json(answer) if json else print_rows(("queue", "paused"), [(queue, paused)])
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as connection:
+        document = connection.pause(queue, paused)
+        if json:
+            print_json(document)
+        else:
+            print_rows(("name", "paused"), [(document["name"], document["paused"])])
 
 
 def workers(json: JsonOption = False, url: UrlOption = None) -> None:
     """Every worker, and what it runs."""
+    columns = ("name", "pool", "state", "current_job", "leases", "pid", "node", "seen_seconds_ago")
     with errors_as_exit_codes(), client(url) as connection:
         found = connection.workers()
-        if json:
-            print_json(found)
-            return
-        columns = ("name", "pool", "state", "current_job", "pid", "node")
-        print_rows(columns, ([worker.get(column) for column in columns] for worker in found))
+        print_json(found) if json else print_rows(
+            columns, ([each[name] for name in columns] for each in found)
+        )
+
+
+def tasks(json: JsonOption = False, url: UrlOption = None) -> None:
+    """The tasks that the service knows."""
+    columns = ("name", "parameters", "queue", "pool", "max_attempts", "timeout_seconds", "description")
+    with errors_as_exit_codes(), client(url) as connection:
+        found = connection.tasks()
+        print_json(found) if json else print_rows(
+            columns, ([each[name] for name in columns] for each in found)
+        )
 
 
 def doctor(
     data: DataOption = None,
-    port: Annotated[int, typer.Option()] = 8000,
+    port: PortOption = None,
+    host: HostOption = None,
     tasks: TasksOption = None,
-    s3_endpoint_url: Annotated[str | None, typer.Option()] = None,
+    s3_endpoint_url: S3EndpointOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Find what would keep a service from working here: Python, Ray, ports, store, disk, tasks."""
-    from . import doctor as doctors
+    """Find what would keep a service from working here; exit code 1 if there is something."""
+    from .doctor import examine
 
     with errors_as_exit_codes():
-        settings = from_environment(
-            os.environ,
-            data=data or os.environ.get("JOBSVC_DATA") or "~/.jobsvc/data",
-            port=port,
-            tasks=tuple(tasks) if tasks else None,
-            s3_endpoint_url=s3_endpoint_url,
-        )
-        findings = doctors.examine(settings)
+        settings = _settings(data, tasks, port=port, host=host, s3_endpoint_url=s3_endpoint_url)
+        findings = examine(settings)
         if json:
             print_json(findings)
         else:
-            print_rows(("check", "ok", "found"), ((f.check, f.ok, f.found) for f in findings))
+            print_rows(("check", "ok", "found"), ((each.check, each.ok, each.found) for each in findings))
         if not all(finding.ok for finding in findings):
-            raise typer.Exit(1)
+            raise typer.Exit(EXIT_UNEXPECTED)
 
 
 def demo(
-    jobs: Annotated[int, typer.Option(min=10, max=100_000)] = 2_000,
+    jobs: Annotated[int, typer.Option(min=10, max=100_000, help="How many files are hashed.")] = 2_000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -180,12 +240,10 @@ def demo(
     from .demo import run_demo
 
     with errors_as_exit_codes():
-        report = run_demo(jobs, keep=keep, say=_say)
+        report = run_demo(jobs, keep=keep, say=say)
         if json:
             print_json(report)
         else:
-            print_rows(
-                ("figure", "value"), [(name, getattr(report, name)) for name in report.__struct_fields__]
-            )
+            print_rows(("what", "is"), report.rows())
         if not report.right:
-            raise typer.Exit(1)
+            raise typer.Exit(EXIT_UNEXPECTED)

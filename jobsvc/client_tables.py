@@ -68,6 +68,10 @@ class ProgressLine:
             self._bar = _new_bar()
             self._task = self._bar.add_task(what, total=total)
 
+    @property
+    def is_shown(self) -> bool:
+        return self._bar is not None or self._cell is not None
+
     def __enter__(self) -> ProgressLine:
         if self._bar is not None:
             self._bar.start()
