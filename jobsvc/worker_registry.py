@@ -42,7 +42,9 @@ class KnownWorker:
         self.leaving = report.leaving
         self.current = report.current
         self.can_take = report.can_take
-        self.running = report.holding[0] if report.busy and report.holding else None
+        # The first one runs or is about to. If the worker dies, it is charged: a job that kills every
+        # worker it meets must not be spared because nobody had seen it begin.
+        self.running = report.holding[0] if report.holding else None
         if report.holding:
             self.idle_since = None
         elif self.idle_since is None:

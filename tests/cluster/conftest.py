@@ -14,6 +14,7 @@ import pytest
 
 from jobsvc import service
 from jobsvc.client import Client
+from jobsvc.ports import free_ports
 from jobsvc.service import ServiceInfo
 from jobsvc.settings import PoolSettings, Settings
 
@@ -83,6 +84,7 @@ class RunningService:
 def start(folder: Path, **chosen: Any) -> RunningService:
     defaults: dict[str, Any] = {
         "data": str(folder / "data"),
+        "port": free_ports(1)[0],  # not the usual one: other services may start here at the same moment
         "tasks": ("tests.cluster.tasks_under_test",),
         "lease_seconds": 10.0,
         "heartbeat_seconds": 2.0,
