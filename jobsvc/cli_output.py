@@ -75,10 +75,15 @@ def exit_code_of_states(states: Iterable[str]) -> int:
 
 @contextmanager
 def errors_as_exit_codes(on_interrupt: str = "") -> Iterator[None]:
-    """Known errors become a line on stderr and an exit code; others keep their traceback."""
+    """Known errors become a line on stderr and an exit code; others keep their traceback.
+
+    A file or folder that cannot be used is known too. A pipe that was closed has no name, and is not.
+    """
     try:
         yield
-    except JobsvcError as error:
+    except (JobsvcError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise
         complain(error)
         raise typer.Exit(exit_code_of(error)) from error
     except KeyboardInterrupt as error:

