@@ -57,6 +57,7 @@ LOOK_SECONDS = 0.25  # between two looks at time, memory and output of a running
 FIRST_CHUNK_SECONDS = 1.0
 CHUNK_SECONDS = 5.0
 CHUNK_BYTES = 64 * KIB
+FUNERALS_SECONDS = 5.0
 START_SECONDS_MAX = 120.0
 STARTS_MAX = 3  # failed in a row, before the next job is told so
 START_PAUSE_SECONDS_MAX = 5.0
@@ -93,6 +94,7 @@ class ProcessRunner:
         self._closed = False
         self._failed_starts = 0
         self._start_output = b""
+        self._funerals_due = 0.0
         self._chunk_due = 0.0
         self._chunk_number = READY  # the job that chunk_due is about
         self._look_task: asyncio.Task[None] | None = None
@@ -297,6 +299,9 @@ class ProcessRunner:
             if child is not None and not child.ready and time.monotonic() > self._start_deadline:
                 child.tree.signal_all(signal.SIGKILL)
                 os.kill(child.pid, signal.SIGKILL)
+            if child is not None and time.monotonic() > self._funerals_due:
+                self._funerals_due = time.monotonic() + FUNERALS_SECONDS
+                child.tree.living_members()  # buries what ended jobs have left behind
             wait = LOOK_SECONDS
             if child is not None and child.sent and self._dying is None:
                 wait = self._look_at(child)
