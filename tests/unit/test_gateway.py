@@ -83,7 +83,7 @@ def tell(story: Any) -> None:
     virtual_loop.run(whole())
 
 
-# --- flights ------------------------------------------------------------------------------------------
+# --- flights --------------------------------------------------------------------------------------------
 
 
 def test_a_lone_request_leaves_at_once() -> None:
@@ -357,7 +357,7 @@ def test_an_object_that_is_gone_is_told_as_such() -> None:
     tell(story)
 
 
-# --- waiting ---------------------------------------------------------------------------------------------
+# --- waiting --------------------------------------------------------------------------------------------
 
 
 def waiting(replica: Replica, job: bytes, seconds: float = 30.0) -> asyncio.Task[c.JobView]:

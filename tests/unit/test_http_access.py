@@ -107,7 +107,8 @@ def test_without_a_token_loopback_names_are_served(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1:8000", "evil@localhost", "[::", "",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1:8000", "evil@localhost",
+     "[::", "",
      "localhost:x", "0.0.0.0:8000", "[::ffff:10.0.0.1]"],
 )  # fmt: skip
 def test_without_a_token_other_names_are_refused_also_for_reading(host: str) -> None:

@@ -75,8 +75,9 @@ def test_old_enqueue_takes_the_raw_bytes_of_any_type(content_type: str | None, b
 
 @pytest.mark.parametrize(
     "query",
-    ["", "iterations=", "iterations=0", "iterations=-1", "iterations=1.5", "iterations=1e3", "iterations=%2B5",
-     "iterations=10000001", "iterations=" + "9" * 5000, "iterations=NaN", "iterations=%D9%A3", "iterations=1_0",
+    ["", "iterations=", "iterations=0", "iterations=-1", "iterations=1.5", "iterations=1e3",
+     "iterations=%2B5", "iterations=10000001", "iterations=" + "9" * 5000, "iterations=NaN",
+     "iterations=%D9%A3", "iterations=1_0",
      "iterations=1&iterations=2", "iterations=0x10", "iterations=true", "iterations=%201"],
 )  # fmt: skip
 def test_old_enqueue_names_the_field_when_iterations_are_wrong(query: str) -> None:
@@ -130,13 +131,14 @@ def test_a_pull_that_is_sent_again_under_its_key_gets_the_same_answer() -> None:
     run(story)
 
 
-# --- enqueue -------------------------------------------------------------------------------------------------
+# --- enqueue --------------------------------------------------------------------------------------------
 
 
 def test_a_job_is_accepted_with_all_that_was_said_of_it() -> None:
     async def story(replica: Replica) -> None:
         asked = {
-            "task": "jobsvc.echo", "args": [1, "ü", None], "kwargs": {"a": 1.5}, "queue": "q-1", "priority": -7,
+            "task": "jobsvc.echo", "args": [1, "ü", None], "kwargs": {"a": 1.5}, "queue": "q-1",
+            "priority": -7,
             "max_attempts": 9, "max_crashes": 2, "timeout_seconds": 1.5, "retention_seconds": 60,
             "backoff_base_seconds": 0, "backoff_cap_seconds": 8, "labels": {"run": "42"}, "batch": "b 1",
             "delay_seconds": 10,
@@ -316,7 +318,7 @@ def test_content_types_that_make_no_sense_are_refused() -> None:
     run(story)
 
 
-# --- batches ------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", ["array", "lines", "lines by content"])
@@ -374,7 +376,7 @@ def test_a_batch_with_wrong_json_says_where() -> None:
     run(story)
 
 
-# --- bodies and their bounds -----------------------------------------------------------------------------------
+# --- bodies and their bounds ----------------------------------------------------------------------------
 
 
 def test_a_body_above_the_bound_is_refused_while_it_streams() -> None:
@@ -429,7 +431,7 @@ def test_large_payloads_go_through_the_store_and_come_back_whole() -> None:
     run(story)
 
 
-# --- idempotency ----------------------------------------------------------------------------------------------
+# --- idempotency ----------------------------------------------------------------------------------------
 
 
 def test_the_same_key_with_the_same_request_makes_one_job() -> None:
@@ -498,7 +500,7 @@ def test_a_handler_whose_client_hangs_up_still_commits() -> None:
     run(story)
 
 
-# --- one job -------------------------------------------------------------------------------------------------
+# --- one job --------------------------------------------------------------------------------------------
 
 
 def test_a_job_shows_its_attempts_and_its_end() -> None:
@@ -686,7 +688,7 @@ def test_a_job_past_its_retention_is_410() -> None:
     run(story, retention_seconds=1.0)
 
 
-# --- lists and the feed ---------------------------------------------------------------------------------------
+# --- lists and the feed ---------------------------------------------------------------------------------
 
 
 def test_lists_are_paged_newest_first_and_filtered() -> None:
@@ -795,7 +797,7 @@ def test_a_stream_of_completions_goes_on_where_it_was_also_after_a_failover() ->
     run(story)
 
 
-# --- logs -------------------------------------------------------------------------------------------------------
+# --- logs -----------------------------------------------------------------------------------------------
 
 
 async def write_log(replica: Replica, job_id: str, attempt: int, number: int, text: bytes) -> None:
@@ -846,7 +848,7 @@ def test_a_log_is_followed_while_it_is_written_until_the_attempt_ends() -> None:
     run(story)
 
 
-# --- the service ---------------------------------------------------------------------------------------------
+# --- the service ----------------------------------------------------------------------------------------
 
 
 def test_queues_are_counted_and_can_be_paused() -> None:
@@ -954,7 +956,8 @@ def test_metrics_are_what_prometheus_reads() -> None:
         assert found["jobsvc_jobs_enqueued_total",] == 1
         names = {key[0] for key in found}
         assert {
-            "jobsvc_enqueue_commit_seconds_bucket", "jobsvc_http_requests_total", "jobsvc_http_rejected_total",
+            "jobsvc_enqueue_commit_seconds_bucket", "jobsvc_http_requests_total",
+            "jobsvc_http_rejected_total",
             "jobsvc_oldest_queued_age_seconds", "jobsvc_workers", "jobsvc_store_requests_total",
             "jobsvc_journal_last_commit_timestamp_seconds", "jobsvc_build_info", "jobsvc_event_streams",
         } <= names  # fmt: skip
@@ -973,7 +976,7 @@ def test_tasks_are_listed_with_their_options() -> None:
     run(story)
 
 
-# --- every answer -----------------------------------------------------------------------------------------------
+# --- every answer ---------------------------------------------------------------------------------------
 
 
 def test_what_is_not_there_or_not_so_is_a_problem_document() -> None:
