@@ -144,9 +144,10 @@ class Leader:
             if isinstance(request, c.Cancel) and decision.events:
                 self._wake_holders(request.ids)
             return decision.answer
-        return self._read(request)
+        return self.read(request)
 
-    def _read(self, query: c.Query) -> c.Reply:
+    def read(self, query: c.Query) -> c.Reply:
+        """Answer from memory; whoever tells others waits for `commits.settled` first."""
         match query:
             case c.GetJobs():
                 return job_views.get_jobs(self.state, query)
@@ -269,7 +270,7 @@ class Leader:
     def _lease(self, worker: KnownWorker, report: WorkerReport, orders: WorkerOrders) -> None:
         """Lease new jobs to a worker that asks for them."""
         count = report.can_take - len(orders.grants)
-        if count <= 0 or worker.retiring or report.leaving:
+        if count <= 0 or worker.retiring or worker.being_lost or report.leaving:
             return
         self.commits.stamp()
         leased = decisions.lease(self.state, worker.name, worker.pool, count)

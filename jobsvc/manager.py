@@ -260,13 +260,13 @@ class Manager:
         if self._snapshot is not None:
             self._snapshot.result()  # a failed one is a defect, or a store that is not fit
         mark = reader.mark
-        self._log_bytes = self._log_records = 0
         pieces: list[bytes] = []
         for part in queue_snapshot.parts(self.state):
             pieces.append(part)
             await asyncio.sleep(0)
             if self._suspect:
                 return
+        self._log_bytes = self._log_records = 0
         body = b"".join(pieces)
         self._snapshot = asyncio.create_task(self._write_snapshot(reader, mark, body), name="snapshot")
 
@@ -361,8 +361,20 @@ class Manager:
             if self._scaler is not None:
                 self._scaler.look_now()
 
+    def figures(self) -> tuple[c.ManagerStatus, c.Queues | None, c.Workers | None]:
+        """For metrics: this manager, and while it leads the queues and workers."""
+        if self.leader is None:
+            return self.describe(), None, None
+        queues = self.leader.read(c.GetQueues())
+        assert isinstance(queues, c.Queues)
+        return self.describe(), queues, self.leader.workers()
+
     def status(self) -> bytes:
         """This manager's ManagerStatus, encoded."""
+        return encode(self.describe())
+
+    def describe(self) -> c.ManagerStatus:
+        """What this manager says of itself."""
         leader = self.leader
         mark = self._reader.mark if self._reader is not None else None
         status = c.ManagerStatus(
@@ -382,4 +394,4 @@ class Manager:
             status.counters = dict(leader.counters)
             status.problem = leader.healthy()
             status.healthy = status.problem is None
-        return encode(status)
+        return status

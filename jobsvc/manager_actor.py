@@ -32,6 +32,7 @@ from .jobs import encode
 from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
 from .manager import Manager
+from .metrics import RayMetrics
 from .s3_store import open_store
 from .settings import PoolSettings, decode_settings
 
@@ -47,6 +48,7 @@ MANAGER_RESOURCE = "jobsvc_manager"
 WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
 GC_FREEZE_EVERY_SECONDS = 60.0
+METRICS_SECONDS = 5.0
 
 _log = logging.getLogger("jobsvc.manager")
 _status = msgspec.msgpack.Decoder(ManagerStatus)
@@ -248,6 +250,7 @@ class ManagerActor:
                 self._live(),
                 self._peer.watch(self._peer_died),
                 self._keep_gc(),
+                self._feed_metrics(),
                 keep_title(lambda: f"{name} {self._manager.role}"),
             )
         ]
@@ -285,6 +288,13 @@ class ManagerActor:
             await asyncio.sleep(GC_FREEZE_EVERY_SECONDS)
             if len(self._manager.state.jobs) > 10_000:
                 gc.freeze()
+
+    async def _feed_metrics(self) -> None:
+        """Ray's own metrics tell the same as /metrics."""
+        metrics = RayMetrics()
+        while True:
+            await asyncio.sleep(METRICS_SECONDS)
+            metrics.update(*self._manager.figures(), time.time())
 
     async def handle_flight(self, data: bytes) -> bytes:
         return await self._manager.handle_flight(data)

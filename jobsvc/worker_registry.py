@@ -92,6 +92,7 @@ class WorkerRegistry:
             and not worker.waiting.done()
             and worker.can_take > 0
             and not worker.retiring
+            and not worker.being_lost
             and not worker.leaving
         ]
         found.sort(key=lambda worker: worker.seen_at)
