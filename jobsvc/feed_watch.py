@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 
-from .commands import FeedPage, ReadFeed
+from .commands import FeedPage, Found, GetJobs, JobView, ReadFeed, Reply, Request
 from .errors import Refusal, Unavailable
 from .flights import Flights, Managers, Ticket
 
@@ -33,12 +33,8 @@ class FeedWatch:
         self._flights = flights
         self._waiting: dict[bytes, set[asyncio.Event]] = {}
         self._place: int | None = None
-        self._starting: asyncio.Task[Refusal | None] | None = None
+        self._began_at = 0
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
 
     def add(self, job_id: bytes) -> asyncio.Event:
         """An event that is set when the job may have finished. Give it back with `remove`."""
@@ -52,26 +48,36 @@ class FeedWatch:
         if not events:
             del self._waiting[job_id]
 
-    async def started(self) -> Refusal | None:
-        """Returns when the subscription stands, or why it does not. Look at the job after this."""
-        if self._task is not None and not self._task.done() and self._place is not None:
-            return None
-        if self._starting is None or self._starting.done():
-            self._starting = asyncio.get_running_loop().create_task(self._start(), name="feed start")
-        return await asyncio.shield(self._starting)
+    @property
+    def _stands(self) -> bool:
+        return self._task is not None and not self._task.done() and self._place is not None
 
-    async def _start(self) -> Refusal | None:
-        if self._task is not None and not self._task.done() and self._place is not None:
-            return None
-        ticket = Ticket([ReadFeed(AT_THE_END, 0)], 0)
-        self._flights.submit(ticket)
-        (reply,) = await ticket.replies
-        if isinstance(reply, Refusal):
-            return reply
-        assert isinstance(reply, FeedPage)
-        self._place = reply.next
+    async def look(self, job_id: bytes) -> JobView | Refusal:
+        """The job as it is; what ends after this look sets the events. Begins the subscription if need be.
+
+        Place and job come in one flight, so the first to wait pays no extra way to the leader.
+        """
+        if not self._stands:
+            feed, found = await self._ask(ReadFeed(AT_THE_END, 0), GetJobs([job_id]))
+            if isinstance(feed, Refusal):
+                return feed
+            assert isinstance(feed, FeedPage)
+            if not self._stands:
+                self._begin(feed.next)
+            if feed.next >= self._began_at:
+                return _one(found)
+        # it stands, but may have begun after that look: then the job may have ended in between
+        (found,) = await self._ask(GetJobs([job_id]))
+        return _one(found)
+
+    def _begin(self, place: int) -> None:
+        self._place = self._began_at = place
         self._task = asyncio.get_running_loop().create_task(self._read_on(), name="feed watch")
-        return None
+
+    async def _ask(self, *requests: Request) -> list[Reply]:
+        ticket = Ticket(requests, 0)
+        self._flights.submit(ticket)
+        return await ticket.replies
 
     async def _read_on(self) -> None:
         """Follow the feed while somebody waits."""
@@ -103,3 +109,10 @@ class FeedWatch:
             for event in self._waiting.get(job_id, ()):
                 event.set()
         return len(woken)
+
+
+def _one(reply: Reply) -> JobView | Refusal:
+    if isinstance(reply, Refusal):
+        return reply
+    assert isinstance(reply, Found)
+    return reply.items[0]

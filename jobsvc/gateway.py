@@ -136,11 +136,8 @@ class Gateway:
         ended = self._watch.add(job_id)
         try:
             while True:
-                refusal = await self._watch.started()
-                if refusal is not None:
-                    raise Refused(refusal)
                 ended.clear()
-                view = await self.job(job_id)
+                view = expect(await self._watch.look(job_id), c.JobView)
                 left = deadline - loop.time()
                 if view.state in TERMINAL or left <= 0:
                     return view

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from jobsvc import flights, payload_packs
 from jobsvc.errors import Refusal, Refused, Unavailable
 from jobsvc.flights import BadReply
 from jobsvc.gateway import Gateway
-from jobsvc.jobs import BlobRef, JobOptions, NewJob, State
+from jobsvc.jobs import BlobRef, Grant, JobOptions, NewJob, State
 from jobsvc.object_store import PutOutcome, StoreError
 from jobsvc.settings import Settings
 
@@ -418,6 +419,33 @@ def test_a_job_that_ends_between_the_look_and_the_wait_is_not_missed() -> None:
             began = asyncio.get_running_loop().time()
             assert (await waiter).state is State.SUCCEEDED
             assert asyncio.get_running_loop().time() - began < 1.0
+
+    run(story)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whenever_waits_begin_and_jobs_end_nobody_is_left_waiting(seed: int) -> None:
+    async def story(replica: Replica) -> None:
+        loop, random = asyncio.get_running_loop(), Random(seed)
+        ids = await enqueued(replica, *range(1, 31))
+        grants = await replica.take(30)
+
+        async def end(grant: Grant, at: float) -> None:
+            await asyncio.sleep(at)
+            await replica.finish(grant)
+
+        async def wait(job: bytes, at: float, ended_at: float) -> None:
+            await asyncio.sleep(at)
+            began = loop.time()
+            assert (await replica.gateway.wait_for_job(job, 60.0)).state is State.SUCCEEDED
+            assert loop.time() - max(began, ended_at) < 0.3
+
+        ends = {grant.job_id: random.uniform(0.0, 0.5) for grant in grants}
+        began = loop.time()
+        parts = [end(grant, ends[grant.job_id]) for grant in grants]
+        for job in ids:
+            parts += [wait(job, random.uniform(0.0, 0.6), began + ends[job]) for _ in range(3)]
+        await asyncio.gather(*parts)
 
     run(story)
 
