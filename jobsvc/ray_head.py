@@ -32,6 +32,10 @@ LOG_FILES_MAX = 3
 START_SECONDS = 120.0
 
 
+class RayDidNotStart(Unavailable):
+    """A port was taken in between, or the machine was so busy that Ray gave up (after 30 s, unasked)."""
+
+
 def without_client_server(ray_parameters: Any, head: bool) -> None:
     """The hook that `ray start` calls before it starts anything."""
     ray_parameters.ray_client_server_port = None
@@ -78,7 +82,7 @@ def driver_environment(info: ServiceInfo) -> dict[str, str]:
 
 
 def start_head(info: ServiceInfo, environment: dict[str, str]) -> None:
-    """Raises Unavailable with what Ray said if it does not start."""
+    """Raises RayDidNotStart with what Ray said."""
     address, gcs = info.ray_address.rsplit(":", 1)
     options: dict[str, object] = {
         "temp-dir": info.temp_dir,
@@ -109,7 +113,7 @@ def start_head(info: ServiceInfo, environment: dict[str, str]) -> None:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise Unavailable(f"Ray did not start in {START_SECONDS:g} s") from error
+            raise RayDidNotStart(f"Ray did not start in {START_SECONDS:g} s") from error
         output.seek(0)
         if done.returncode != 0:
-            raise Unavailable(f"Ray did not start:\n{output.read()[-3000:]}")
+            raise RayDidNotStart(f"Ray did not start:\n{output.read()[-3000:]}")

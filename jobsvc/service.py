@@ -33,7 +33,7 @@ from .discovery import (
 )
 from .errors import InvalidRequest, Unavailable
 from .ports import free_port, reachable
-from .ray_head import driver_environment, plan_head, start_head
+from .ray_head import RayDidNotStart, driver_environment, plan_head, start_head
 from .serve_proxy import has_haproxy
 from .service_processes import end_processes, has_supervisors, service_processes
 from .settings import PoolSettings, Settings, encode_settings
@@ -85,23 +85,34 @@ def up(
         port = free_port(settings.host, settings.port)
         if port != settings.port:
             say(f"port {settings.port} is taken; using {port}")
-        info = ServiceInfo(
-            settings.service,
-            [f"http://{reachable(settings.host)}:{port}"],
-            None,
-            ray_address or "",
-            settings.data,
-            token_file=secret_file(run_dir / f"{settings.service}.token", token) if token else None,
-        )
         try:
-            _start(info, settings, port, run_dir, say)
-        except BaseException:
-            _clear_away(info, run_dir, lambda _: None)
-            raise
-        return info
+            return _start(settings, token, ray_address, port, run_dir, say)
+        except RayDidNotStart as error:
+            say(f"{str(error).splitlines()[-1]}\nonce more")
+            return _start(settings, token, ray_address, port, run_dir, say)
 
 
-def _start(info: ServiceInfo, settings: Settings, port: int, run_dir: Path, say: Say) -> None:
+def _start(
+    settings: Settings, token: str | None, ray_address: str | None, port: int, run_dir: Path, say: Say
+) -> ServiceInfo:
+    """One try; whatever goes wrong, nothing of it stays."""
+    info = ServiceInfo(
+        settings.service,
+        [f"http://{reachable(settings.host)}:{port}"],
+        None,
+        ray_address or "",
+        settings.data,
+        token_file=secret_file(run_dir / f"{settings.service}.token", token) if token else None,
+    )
+    try:
+        _start_parts(info, settings, port, run_dir, say)
+    except BaseException:
+        _clear_away(info, run_dir, lambda _: None)
+        raise
+    return info
+
+
+def _start_parts(info: ServiceInfo, settings: Settings, port: int, run_dir: Path, say: Say) -> None:
     given_ray = bool(info.ray_address)
     environment = driver_environment(info) if given_ray else plan_head(info, settings, run_dir)
     write_down(info, run_dir)  # first, so that `down` finds what is left if this is interrupted
