@@ -47,15 +47,17 @@ def reachable(host: str) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Some free ports of loopback, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Some free ports of loopback, all different, below those that outgoing connections get.
+
+    Seconds may pass until their owners bind them, and a port that the kernel hands out meanwhile is lost.
+    """
+    found: list[int] = []
+    for port in random.sample(range(RANGES_FIRST, RANGES_LAST), k=PORTS_TRIED + count):
+        if is_free("127.0.0.1", port):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise Unavailable(f"no {count} free ports from {RANGES_FIRST} to {RANGES_LAST}")
 
 
 def free_range(count: int) -> int:
