@@ -87,7 +87,7 @@ def up(
             say(f"port {settings.port} is taken; using {port}")
         try:
             return _start(settings, token, ray_address, port, run_dir, say)
-        except RayDidNotStart as error:
+        except (RayDidNotStart, NotDeployed) as error:
             say(f"{str(error).splitlines()[-1]}\nonce more")
             return _start(settings, token, ray_address, port, run_dir, say)
 
@@ -188,6 +188,10 @@ def _clear_away(info: ServiceInfo, run_dir: Path, say: Say) -> None:
     forget(info, run_dir)
 
 
+class NotDeployed(Unavailable):
+    """Managers or Serve did not start: a port was taken meanwhile, or what a second try shows again."""
+
+
 class _Deployment:
     """`serve_app` in a process of its own; it begins to load its modules while Ray starts."""
 
@@ -218,7 +222,7 @@ class _Deployment:
         """Ray is there: deploy. Raises Unavailable with what it said if that fails."""
         _, said = self._process.communicate(text)
         if self._process.returncode != 0:
-            raise Unavailable(f"the service could not be put into Ray:\n{said[-3000:]}")
+            raise NotDeployed(f"the service could not be put into Ray:\n{said[-3000:]}")
 
 
 def _wait_until_ready(info: ServiceInfo) -> None:
