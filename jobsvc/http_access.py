@@ -98,12 +98,19 @@ class OuterRim:
     """The first and last to see a request."""
 
     def __init__(
-        self, app: ASGIApp, *, access: Access, observe: Observe, new_request_id: Callable[[], str]
+        self,
+        app: ASGIApp,
+        *,
+        access: Access,
+        observe: Observe,
+        new_request_id: Callable[[], str],
+        server_echoes_request_id: bool,
     ) -> None:
         self._app = app
         self._access = access
         self._observe = observe
         self._new_request_id = new_request_id
+        self._server_echoes_request_id = server_echoes_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,7 +128,8 @@ class OuterRim:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 marked = MutableHeaders(scope=message)
-                marked["X-Request-Id"] = request_id
+                if not (self._server_echoes_request_id and request_id == given):
+                    marked["X-Request-Id"] = request_id
                 marked["X-Content-Type-Options"] = "nosniff"
                 marked.setdefault("Cache-Control", "no-store")
             await send(message)

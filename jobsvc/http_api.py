@@ -38,8 +38,18 @@ from .settings import Settings
 from .tasks import Registry
 
 
-def build_app(gateway: Gateway, settings: Settings, token: str | None, registry: Registry) -> FastAPI:
-    """The ASGI app of one replica. Without a token it answers to loopback names only."""
+def build_app(
+    gateway: Gateway,
+    settings: Settings,
+    token: str | None,
+    registry: Registry,
+    *,
+    server_echoes_request_id: bool = False,
+) -> FastAPI:
+    """The ASGI app of one replica. Without a token it answers to loopback names only.
+
+    Ray Serve gives every request an id and puts it into the answer itself: then it must not be there twice.
+    """
     app = FastAPI(title="jobsvc", version=version(), docs_url=None, redoc_url=None, redirect_slashes=False)
     figures = ReplicaFigures(str(os.getpid()), gateway.enqueue_commit_seconds)
     bodies = Bodies(settings.request_bytes_max)
@@ -67,6 +77,7 @@ def build_app(gateway: Gateway, settings: Settings, token: str | None, registry:
         access=Access(token),
         observe=figures.observe,
         new_request_id=lambda: id_text(gateway.new_id()),
+        server_echoes_request_id=server_echoes_request_id,
     )
     install_openapi(app, settings, has_token=token is not None)
     install_page(app)

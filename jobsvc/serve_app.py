@@ -67,7 +67,7 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
         wall=time.time,
     )
     registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
-    return build_app(gateway, settings, token, registry)
+    return build_app(gateway, settings, token, registry, server_echoes_request_id=True)
 
 
 class _Replica:

@@ -9,8 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
+from jobsvc.http_api import build_app
 from jobsvc.jobs import BlobRef, ErrorInfo, Outcome, Result, State
 from jobsvc.object_store import StoreError
+from jobsvc.tasks import builtin_registry
 
 from .http_world import Replica, Stream, run
 from .manager_world import until
@@ -1012,5 +1014,27 @@ def test_request_ids_are_echoed_if_they_are_decent() -> None:
         for bad in ("", "a b", "x" * 129, "<script>"):
             answer = await replica.http.get("/healthz", headers={"X-Request-Id": bad})
             assert answer.headers["x-request-id"] not in ("", bad)
+
+    run(story)
+
+
+def test_a_server_that_echoes_the_request_id_itself_is_left_to_it() -> None:
+    async def story(replica: Replica) -> None:
+        app = build_app(
+            replica.gateway,
+            replica.pair.settings,
+            None,
+            builtin_registry(False),
+            server_echoes_request_id=True,
+        )
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answer = await http.get("/nope", headers={"X-Request-Id": "from-the-server"})
+            assert "x-request-id" not in answer.headers
+            assert answer.json()["request_id"] == "from-the-server"
+            assert (
+                "x-request-id"
+                in (await http.get("/nope", headers={"X-Request-Id": "not a good one"})).headers
+            )
 
     run(story)
