@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -50,10 +51,15 @@ for panel, commands in PANELS.items():
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(version("jobsvc"))
+        typer.echo(f"jobsvc {_installed_version()}")
         raise typer.Exit
+
+
+def _installed_version() -> str:
+    try:
+        return metadata.version("jobsvc")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"  # run from a checkout
 
 
 @app.callback()

@@ -27,6 +27,7 @@ from .cli_output import (
     print_states,
     print_value,
     say,
+    shown_lines,
 )
 from .errors import InvalidRequest, Refused, WaitTimedOut
 
@@ -146,9 +147,9 @@ def jobs(
 ) -> None:
     """Jobs, newest first."""
     with errors_as_exit_codes(), client(url) as service:
-        found = service.jobs(limit, state=state, queue=queue, task=task, batch=batch)
+        found = list(service.jobs(limit, state=state, queue=queue, task=task, batch=batch))
         if json:
-            print_json(list(found))
+            print_json(found)
         else:
             print_rows(JOB_COLUMNS, ([_error_line(job, column) for column in JOB_COLUMNS] for job in found))
 
@@ -176,7 +177,7 @@ def job(job_id: IdArgument, json: JsonOption = False, url: UrlOption = None) -> 
                 [[_error_line(each, column) for column in ATTEMPT_COLUMNS] for each in attempts],
             )
         if document["error"] and document["error"]["traceback"]:
-            print_value(document["error"]["traceback"].rstrip())
+            print_value(shown_lines(document["error"]["traceback"].rstrip()))
 
 
 def result(

@@ -116,11 +116,16 @@ def say(text: str) -> None:
 
 
 def complain(error: BaseException, about: str = "") -> None:
-    text = f"jobsvc: {about}{str(error).translate(_ESCAPES_BUT_LINES)}"
+    text = f"jobsvc: {about}{shown_lines(str(error))}"
     is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     typer.echo(typer.style(text, fg="red") if is_coloured else text, err=True)
     for note in getattr(error, "__notes__", ()):
-        typer.echo(note, err=True)
+        typer.echo(shown_lines(note), err=True)
+
+
+def shown_lines(text: str) -> str:
+    """Text of several lines, without characters that would move a terminal's cursor."""
+    return text.translate(_ESCAPES_BUT_LINES)
 
 
 # --- data -----------------------------------------------------------------------------------------------
@@ -132,7 +137,10 @@ def print_json(value: Any) -> None:
 
 
 def print_states(states: dict[str, str], json: bool) -> None:
-    print_json(states) if json else print_rows(("id", "state"), states.items())
+    if json:
+        print_json(states)
+    elif states:
+        print_rows(("id", "state"), states.items())
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
