@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 
 from jobsvc.client import Client
-from jobsvc.client_jobs import TERMINAL_STATES
 
+from .. import history_checks
 from .conftest import RunningService
 from .tasks_under_test import double
 
@@ -75,29 +75,40 @@ class Load:
 
 
 def judge(running: RunningService, told: Told, seconds: float = 90.0) -> None:
-    """P1 to P3 over HTTP: everything accepted has ended once, rightly, and the counts add up."""
+    """Wait until all that was accepted has ended, then let the one judge compare what was told with it."""
     assert not told.errors, told.errors
-    finished: dict[str, object] = {}
-    places: dict[str, int] = {}
+    heard = history_checks.Told()
+    for job_id, number in told.accepted.items():
+        heard.accept(job_id, 0.0)
+        heard.expected[job_id] = double(number)
+    final = history_checks.Final()
+    _read_feed(running, told, heard, final, seconds)
+    problems = history_checks.judge(heard, final)
+    assert not problems, problems
+    counts = running.client.status()["counts"]
+    assert sum(counts.values()) >= len(told.accepted), "the counts do not add up"
+
+
+def _read_feed(
+    running: RunningService,
+    told: Told,
+    heard: history_checks.Told,
+    final: history_checks.Final,
+    seconds: float,
+) -> None:
+    """The feed from its beginning until every accepted job is in it."""
     deadline = time.monotonic() + seconds
     after = 0
-    while told.accepted.keys() - finished.keys():
+    while told.accepted.keys() - final.jobs.keys():
         left = deadline - time.monotonic()
-        missing = len(told.accepted.keys() - finished.keys())
+        missing = len(told.accepted.keys() - final.jobs.keys())
         assert left > 0, f"{missing} of {len(told.accepted)} accepted jobs have not ended"
         page = running.client.feed(after, min(left, 5.0))
         for entry in page.entries:
-            assert entry.id not in finished, f"{entry.id} finished twice: {places[entry.id]}, {entry.seq}"
-            assert entry.seq > after, "the feed goes back"
-            assert entry.state in TERMINAL_STATES
-            finished[entry.id] = entry.result if entry.state == "succeeded" else entry.state
-            places[entry.id] = entry.seq
+            finish = history_checks.Finish(entry.seq, entry.id, entry.state)
+            heard.feed.append(finish)
+            final.finishes.append(finish)
+            final.jobs[entry.id] = (entry.state, entry.result)
+            if entry.state == "succeeded":
+                heard.results.append((entry.id, entry.result))
         after = page.next
-    wrong = {
-        job_id: finished[job_id]
-        for job_id, number in told.accepted.items()
-        if finished[job_id] != double(number)
-    }
-    assert not wrong, f"wrong or failed: {wrong}"
-    counts = running.client.status()["counts"]
-    assert sum(counts.values()) >= len(told.accepted), "the counts do not add up"
