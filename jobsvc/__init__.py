@@ -2,14 +2,19 @@
 
 What users need is here, and light: neither Ray nor boto3 nor FastAPI is imported by `import jobsvc`.
 
-The modules, from the bottom up; each imports from above it in this list (docs/architecture.md):
+The modules, from the bottom up; a module imports from its own layer and from those above it in this list
+(`tests/test_house_rules.py` holds it, `docs/architecture.md` explains it):
 
-    words       errors settings jobs commands events access logs
-    pure core   ready_lanes queue_state queue_snapshot decisions job_views
-    journal     object_store directory_store s3_store faulty_store log_records snapshots journal
-    behaviour   scaling worker_registry retirement commit_loop leader pool_scaler manager worker gateway tasks
-    rims        leader_links manager_actor worker_actor job_runner job_process http_api client metrics
-    entry       serve_app service demo doctor cli
+    words       errors settings jobs commands events
+    pure core   ready_lanes queue_state queue_snapshot decisions job_views scaling
+    journal     object_store directory_store s3_store faulty_store log_records journal snapshots
+    behaviour   worker_registry retirement commit_loop leader pool_scaler manager
+                attempts prefetch call_pace worker_objects payload_fetch job_frames worker simulated_runner
+                tasks flights payload_packs feed_watch gateway
+    rims        Ray: leader_links manager_actor worker_actor manager_status actor_titles ray_head serve_proxy
+                processes: job_runner job_process job_child job_output process_tree service_processes
+                HTTP: http_* metrics access logs   the user's side: client* discovery project_tasks ports
+    entry       serve_app service demo doctor cli*
 """
 
 from typing import TYPE_CHECKING, Any
