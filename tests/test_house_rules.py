@@ -40,7 +40,7 @@ LAYERS = {
           discovery ports ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
           http_jobs http_operations http_service http_streams http_api
-          client client_http client_jobs client_logs client_tables project_tasks ec2 node_watch sweep guard""",
+          client client_http client_jobs client_logs client_tables project_tasks""",
     5: "serve_app service doctor demo cli cli_output cli_jobs cli_service __init__ __main__",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -49,10 +49,18 @@ LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.spl
 ENTRY_POINTS = {"__init__", "__main__", "cli", "faulty_store", "simulated_runner"}
 
 RIMS = {
-    "ray": {"manager_actor", "worker_actor", "leader_links", "serve_app", "service", "metrics", "actor_titles"},
+    "ray": {
+        "actor_titles",
+        "leader_links",
+        "manager_actor",
+        "metrics",
+        "serve_app",
+        "service",
+        "worker_actor",
+    },
     "fastapi": {"http_api", "http_docs", "http_docs_page", "http_views", "http_errors", "serve_app"},
-    "boto3": {"s3_store", "ec2", "doctor"},
-    "botocore": {"s3_store", "ec2", "doctor"},
+    "boto3": {"s3_store", "doctor"},
+    "botocore": {"s3_store", "doctor"},
 }
 
 BANNED_BELOW_RIMS = re.compile(
