@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import flights, payload_packs
+from jobsvc import flights, gateway, payload_packs
 from jobsvc.errors import Refusal, Refused, Unavailable
 from jobsvc.flights import BadReply
 from jobsvc.gateway import Gateway
@@ -329,6 +329,20 @@ def test_many_small_payloads_of_one_batch_do_not_make_a_giant_record(monkeypatch
         await world.gateway.ask(command)
         assert command.jobs[0].payload == b"tiny"
         assert all(isinstance(job.payload, BlobRef) for job in command.jobs[1:])
+
+    tell(story)
+
+
+def test_a_command_that_no_record_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway, "COMMAND_BYTES_MAX", 10_000)
+
+    async def story(world: World) -> None:
+        options = [JobOptions("t", labels=((f"l{n}", "x" * 1_000),)) for n in range(20)]
+        command = c.Enqueue(options, [NewJob(job_id(n), n, b"") for n in range(20)])
+        with pytest.raises(Refused) as refused:
+            await world.gateway.ask(command)
+        assert refused.value.refusal.code == "too_large"
+        assert world.managers.flights == []
 
     tell(story)
 

@@ -28,7 +28,7 @@ def document_of(**settings: Any) -> dict[str, Any]:
             (method, route.path)
             for route in replica.app.routes
             if isinstance(route, APIRoute)
-            for method in route.methods
+            for method in route.methods or ()
         }
         assert served == {(operation.method, operation.path) for operation in OPERATIONS}
 
