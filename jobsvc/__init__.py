@@ -8,7 +8,7 @@ The modules, from the bottom up; a module imports from its own layer and from th
     words       errors settings jobs commands events
     pure core   ready_lanes queue_state queue_snapshot decisions job_views scaling
     journal     object_store directory_store s3_store faulty_store log_records journal snapshots
-    behaviour   worker_registry retirement commit_loop leader pool_scaler manager
+    behaviour   worker_registry throughput retirement commit_loop leader pool_scaler manager
                 attempts prefetch call_pace worker_objects payload_fetch job_frames worker simulated_runner
                 tasks flights payload_packs feed_watch gateway
     rims        Ray: leader_links manager_actor worker_actor manager_status actor_titles ray_head serve_proxy

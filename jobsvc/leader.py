@@ -33,6 +33,7 @@ from .object_store import ObjectStore, PutOutcome, StoreError
 from .queue_state import QueueState
 from .scaling import JobSeconds
 from .settings import Settings
+from .throughput import Throughput
 from .worker_registry import KnownWorker, WorkerRegistry
 
 TICK_SECONDS = 1.0
@@ -79,6 +80,7 @@ class Leader:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._next_tick_at = 0.0
+        self._throughput = Throughput(self._loop.time())
         self._retired_at = self._loop.time()
         self._retiring = False
 
@@ -118,11 +120,19 @@ class Leader:
         for event in events:
             self.commits.append(event)
         if self.state.next_finish_seq != finished_before:
+            self._count_finished(finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
         due = self.state.due
         if due and due[0][0] < self._next_tick_at:
             self._tick.set()
+
+    def _count_finished(self, first: int) -> None:
+        now = self._loop.time()
+        for job in self.state.feed[first - self.state.feed_first :]:
+            if job is not None:
+                self._throughput.add(job.options.queue, now)
+                self._count(f"jobs_finished:{job.state.value}", 1)
 
     # --- calls of replicas ---
 
@@ -158,7 +168,9 @@ class Leader:
             case c.ReadFeed():
                 return job_views.read_feed(self.state, query)
             case c.GetQueues():
-                return job_views.get_queues(self.state, {}, self._settings.queues)
+                return job_views.get_queues(
+                    self.state, self._throughput.per_second(self._loop.time()), self._settings.queues
+                )
             case c.GetWorkers():
                 return self.workers()
         return Refusal("invalid", "unknown request")
@@ -413,7 +425,10 @@ class Leader:
         if isinstance(answer, Refusal):
             self._count(f"refused:{answer.code}", 1)
         elif isinstance(command, c.Enqueue):
-            self._count("jobs_enqueued", len(command.jobs))
+            created = isinstance(answer, c.Accepted) and answer.created
+            self._count(
+                "jobs_enqueued" if created else "idempotent_replays", len(command.jobs) if created else 1
+            )
 
     def healthy(self) -> str | None:
         """None, or what is wrong: health means progress."""

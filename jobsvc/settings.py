@@ -76,7 +76,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     labels_max: int = 16
     label_bytes_max: int = 128
     error_bytes_max: int = 16 * KIB
-    history_max: int = 20
     max_jobs: int = 3_000_000
 
     # time
@@ -85,7 +84,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     idempotency_seconds: float = 86_400.0
 
     # journal
-    record_bytes_max: int = 16 * MIB
     snapshot_log_bytes: int = 64 * MIB
     snapshot_records: int = 20_000
 
