@@ -205,6 +205,7 @@ def worker_options(pool: PoolSettings, name: str, namespace: str) -> dict[str, A
         "max_task_retries": 0,
         "max_concurrency": 1000,
         "num_cpus": pool.num_cpus,
+        "enable_task_events": False,  # a call a second for ever would push all else out of Ray's history
     }
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
@@ -336,6 +337,7 @@ def start_managers(settings_text: str) -> None:
             "max_task_retries": 0,
             "max_concurrency": 10_000,
             "num_cpus": 0,
+            "enable_task_events": False,
         }
         if resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
             options["resources"] = {MANAGER_RESOURCE: 1}
