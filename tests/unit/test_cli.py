@@ -319,7 +319,13 @@ def test_a_service_that_is_not_there() -> None:
 def test_ctrl_c_leaves_the_job_alone(service: LocalService) -> None:
     service.rest()
     job_id = enqueued("jobsvc.echo", "1")
-    waiting = subprocess.Popen(command("wait", job_id), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    waiting = subprocess.Popen(
+        command("wait", job_id),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a shell starts what it runs in the background with Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     with Client(service.url) as client:
         deadline = time.monotonic() + 30
         while client.status()["counts"]["queued"] != 1 or not _is_connected(waiting.pid, service.url):
