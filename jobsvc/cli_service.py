@@ -132,11 +132,8 @@ def _status_rows(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for manager in document["managers"]:
         lag = "" if manager["lag"] is None else f", {manager['lag']} records behind"
         problem = f", {manager['problem']}" if manager["problem"] else ""
-        yield (
-            manager["name"],
-            f"{manager['role']}, epoch {manager['epoch']}{lag}{problem}"
-            f" (pid {manager['pid']}, {manager['node']})",
-        )
+        role = f"{manager['role']}, epoch {manager['epoch']}{lag}{problem} (pid {manager['pid']})"
+        yield manager["name"], role
     commits = document["commits"]
     if commits["age_seconds"] is not None:
         yield "last commit", f"{commits['age_seconds']:.1f} s ago"

@@ -31,7 +31,7 @@ from .errors import JobsvcError, Unavailable
 from .jobs import HASH_TASK
 from .settings import Settings
 
-WORK_SECONDS = 12.0  # how long the jobs should keep the workers busy
+WORK_SECONDS = 10.0  # how long the jobs should keep the workers busy
 FILES_MAX = 200
 FILE_BYTES_MAX = 256 * 1024
 ITERATIONS_MIN, ITERATIONS_MAX = 1_000, 100_000

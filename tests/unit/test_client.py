@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -532,3 +533,25 @@ def test_tables_are_escaped_and_ask_nobody(service: LocalService) -> None:
     assert "not asked yet" in job._repr_html_() and "not asked yet" in repr(job)
     jobs = JobSet(client, ["a", "b"], 0)
     assert "<td>2</td>" in jobs._repr_html_() and repr(jobs) == "<JobSet of 2, 2 open>"
+
+
+def test_progress_is_a_line_of_html_in_a_notebook(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Cell:
+        def update(self, text: str) -> None:
+            shown.append(text)
+
+    kernel = SimpleNamespace(kernel=object())
+    display = SimpleNamespace(HTML=str, display=lambda first, display_id: Cell())
+    fake = SimpleNamespace(get_ipython=lambda: kernel, display=display)
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    jobs = client.map("jobsvc.echo", range(30))
+    assert "enqueued: 30 of 30" in shown[-1]
+    assert jobs.progress(SECONDS) == {"succeeded": 30}
+    assert "jobs: 30 of 30" in shown[-1] and "✓ succeeded" in shown[-1]
+
+
+def test_nothing_is_shown_where_nobody_looks(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    client.map("jobsvc.echo", range(3)).progress(SECONDS)
+    assert capfd.readouterr() == ("", "")
