@@ -43,6 +43,7 @@ _PR_SET_NAME = 15
 _STDOUT, _STDERR = 1, 2
 _KILLED_EXIT_CODE = 128 + signal.SIGTERM
 _OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
+_JOB_NICENESS = 5  # managers and replicas on this machine go first
 _TITLE_IDLE = "jobsvc job (idle)"
 
 
@@ -376,6 +377,7 @@ def main(arguments: list[str]) -> None:
     libc = ctypes.CDLL(None)
     _die_with(parent_pid, libc)
     _start_guard(control_fd, [0, 1, 2, jobs_fd, results_fd, board_fd], libc)
+    os.nice(_JOB_NICENESS)
     for fd in (jobs_fd, results_fd):
         os.set_inheritable(fd, False)
     board = Board(board_fd)

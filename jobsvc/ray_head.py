@@ -54,6 +54,9 @@ def plan_head(info: ServiceInfo, settings: Settings, run_dir: Path) -> dict[str,
         INSTANCE_VARIABLE: info.instance,
         "SPT_NOENV": "1",  # a process that names its job in its title keeps its environment readable
         "RAY_START_HOOK": f"{__name__}.{without_client_server.__name__}",
+        # Ray starts its workers at nice 15: managers and replicas would wait for whoever else is busy here.
+        # Jobs step back instead (`job_process`).
+        "RAY_worker_niceness": "0",
         "RAY_ROTATION_MAX_BYTES": str(LOG_BYTES_MAX),
         "RAY_ROTATION_BACKUP_COUNT": str(LOG_FILES_MAX),
         "AUTOSCALER_METRIC_PORT": str(others[0]),
