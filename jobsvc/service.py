@@ -132,7 +132,10 @@ def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
         raise InvalidRequest("choose a folder, or s3://BUCKET/PREFIX", "data")
     if not settings.is_s3:
         folder = Path(settings.data).expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidRequest(f"{folder} cannot be used: {error.strerror}", "data") from error
         changes["data"] = str(folder)
     if settings.pools == Settings().pools:
         cores = os.cpu_count() or 1
