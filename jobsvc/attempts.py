@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from .job_frames import JobEnded, JobKey, ReadyJob
-from .jobs import BlobRef, ErrorInfo, Finished, Grant, JobOptions, Outcome, Result
+from .jobs import BlobRef, ErrorInfo, Finished, Grant, JobOptions, Outcome, Result, id_text
 from .worker_objects import AttemptLog, WorkerObjects
+
+_log = logging.getLogger(__name__)
 
 SETTLED_MAX = 10_000  # remembered, in case an overtaken answer grants one of them once more
 
@@ -74,6 +77,13 @@ def finished_report(ended: JobEnded, result: Result | None, log_bytes: int) -> F
     )
 
 
+def _log_bad_end(finished: Finished) -> None:
+    error = finished.error
+    what = f"{error.type}: {error.message}" if error is not None else "no error was given"
+    fields = {"job_id": id_text(finished.job_id), "attempt": finished.attempt}
+    _log.warning("an attempt ended as %s: %s", finished.outcome.value, what, extra=fields)
+
+
 class _Unsettled:
     """A report, since when it waits, and whether the outbox has it."""
 
@@ -107,6 +117,8 @@ class UnsettledReports:
 
     def add(self, finished: Finished, now: float, gather_seconds: float) -> None:
         """To be sent within `gather_seconds`, together with what ends until then."""
+        if finished.outcome not in (Outcome.SUCCEEDED, Outcome.RELEASED):
+            _log_bad_end(finished)
         self.due = min(self.due, now + gather_seconds)
         self._reports[finished.job_id, finished.attempt] = _Unsettled(finished, now)
 
