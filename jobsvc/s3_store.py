@@ -68,6 +68,8 @@ MEANINGS: dict[str, Meaning] = {  # by error code; a code that is not here goes 
     "InvalidRange": Meaning.BEYOND,
     "RequestTimeout": Meaning.UNKNOWN,  # 400: the body came too slowly
     "ExpiredToken": Meaning.UNKNOWN,  # 400: credentials that are renewed by themselves
+    "BadDigest": Meaning.UNKNOWN,  # 400: the body was damaged on its way
+    "XAmzContentChecksumMismatch": Meaning.UNKNOWN,
     "TooManyRequests": Meaning.UNKNOWN,
     "SlowDown": Meaning.UNKNOWN,
     "TemporaryRedirect": Meaning.UNKNOWN,  # a new bucket that is not known everywhere yet
@@ -337,4 +339,7 @@ def _make_client(session: Any, endpoint_url: str | None, checksums: str, *, atte
         s3={"addressing_style": "path"} if endpoint_url else {},
     )
     region = session.region_name or ("us-east-1" if endpoint_url else None)
-    return session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    try:
+        return session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    except ValueError as error:  # boto3's word for an address that is none
+        raise InvalidRequest(str(error), "s3_endpoint_url") from error

@@ -196,6 +196,7 @@ def _client_error(code: str, status: int) -> Exception:
 @pytest.mark.parametrize(
     ("code", "status", "meaning"),
     [
+        ("BadDigest", 400, Meaning.UNKNOWN),
         ("PreconditionFailed", 412, Meaning.EXISTS),
         ("412", 412, Meaning.EXISTS),
         ("ConditionalRequestConflict", 409, Meaning.UNKNOWN),
@@ -360,6 +361,13 @@ def test_a_place_that_is_none_names_the_field(data: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         open_store(Settings(data=data))
     assert caught.value.field == "data"
+
+
+@pytest.mark.parametrize("address", ["foo", "http://bad host"])
+def test_an_endpoint_that_is_none_names_the_field(address: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        open_store(Settings(data="s3://bucket/prefix", s3_endpoint_url=address))
+    assert refused.value.field == "s3_endpoint_url"
 
 
 def test_a_directory_needs_no_boto3(tmp_path: Any) -> None:
