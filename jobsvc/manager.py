@@ -274,8 +274,9 @@ class Manager:
         try:
             await write_snapshot(self._store, reader.cluster_id, mark, body)
             await prune(self._store, reader.cluster_id)
-        except StoreError:
-            pass  # the next one will cover more; the log is kept until one is written
+        except StoreError as error:
+            # The log is kept until a snapshot is written, so this costs the next recovery time and no job.
+            _log.warning("a snapshot was not written, the next one will cover more: %s", error)
 
     async def _drop_snapshot(self) -> None:
         if self._snapshot is not None and not self._snapshot.done():
