@@ -29,7 +29,7 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings jobs commands events",
-    1: "ready_lanes queue_state decisions queue_snapshot job_views scaling",
+    1: "ready_lanes pack_references queue_state decisions queue_snapshot job_views scaling",
     2: "object_store directory_store s3_store faulty_store log_records journal snapshots",
     3: """worker_registry throughput retirement commit_loop leader pool_scaler manager
           job_frames worker_objects call_pace prefetch attempts payload_fetch worker simulated_runner
@@ -40,8 +40,10 @@ LAYERS = {
           discovery ports ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
           http_jobs http_operations http_service http_streams http_api
-          client client_http client_jobs client_logs client_tables project_tasks""",
-    5: "serve_app service doctor demo cli cli_output cli_jobs cli_service __init__ __main__",
+          client client_http client_jobs client_logs client_tables project_tasks
+          cluster_file ec2_cluster_mark ec2_instances ec2_sweep""",
+    5: """serve_app service doctor demo cluster_down
+          cli cli_output cli_jobs cli_service cli_cluster __init__ __main__""",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
@@ -59,8 +61,8 @@ RIMS = {
         "worker_actor",
     },
     "fastapi": {"http_api", "http_docs", "http_docs_page", "http_views", "http_errors", "serve_app"},
-    "boto3": {"s3_store", "doctor"},
-    "botocore": {"s3_store", "doctor"},
+    "boto3": {"s3_store", "doctor", "ec2_instances"},
+    "botocore": {"s3_store", "doctor", "ec2_instances"},
 }
 
 BANNED_BELOW_RIMS = re.compile(
