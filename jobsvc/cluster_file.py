@@ -22,6 +22,7 @@ import yaml
 from .errors import InvalidRequest
 
 SPOT = "spot"
+MANAGER_RESOURCE = "jobsvc_manager"
 # It becomes part of EC2 tags, of file names and of keys in the store.
 CLUSTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -63,6 +64,20 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
     worker_start_commands: tuple[str, ...]
     data: str  # `--data` of the head's start commands; "" if there is none
     s3_endpoint_url: str | None  # `--s3-endpoint-url` of the same
+
+    @property
+    def aws_credentials(self) -> dict[str, str]:
+        """Keys in the file itself, which Ray then uses; mostly none, and boto3 looks in its usual places."""
+        return dict(self.document["provider"].get("aws_credentials") or {})
+
+    @property
+    def manager_types(self) -> frozenset[str]:
+        """Types other than the head's that may carry a manager, and with it the guard."""
+        return frozenset(
+            name
+            for name, each in self.node_types.items()
+            if name != self.head_type and each.resources.get(MANAGER_RESOURCE)
+        )
 
     @property
     def head(self) -> NodeType:
