@@ -22,6 +22,7 @@ import typer
 from .cli_output import JsonOption, errors_as_exit_codes, print_json, print_rows, say
 from .discovery import ServiceInfo, answers, find_service, run_dir_from_environment, secret_file
 from .errors import InvalidRequest, Unavailable
+from .guard_files import STARTED_BY_VARIABLE, GuardFiles, publish
 from .node_units import (
     BOOTSTRAP_CONFIG,
     BOOTSTRAP_KEY,
@@ -34,6 +35,7 @@ from .node_units import (
     unit_environment,
     worker_units,
 )
+from .ports import is_listening
 from .serve_proxy import PYTHON_PROXY, ProxyPorts, haproxy_environment, has_haproxy
 from .settings import Settings, from_environment
 
@@ -57,6 +59,8 @@ ClusterSettings = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting, as in JOBSVC_KEY; may be repeated.")
 ]
 ClusterEndpoint = Annotated[str | None, typer.Option(help="For S3 that is not AWS.")]
+ClusterPath = Annotated[Path, typer.Option("--cluster", help="The cluster file that `ray up` left here.")]
+BOOTSTRAP_PATH = Path("~") / BOOTSTRAP_CONFIG
 
 
 @node.command()
@@ -66,6 +70,7 @@ def head(
     tasks: ClusterTasks = None,
     settings: ClusterSettings = None,
     s3_endpoint_url: ClusterEndpoint = None,
+    cluster: ClusterPath = BOOTSTRAP_PATH,
     json: JsonOption = False,
 ) -> None:
     """Make this machine the head: Ray and the service under systemd. Returns when the service answers."""
@@ -78,9 +83,10 @@ def head(
                 raise InvalidRequest("is not set: `ray up` sets it for the head's start commands", variable)
         for name in (".ray/auth_token", ".jobsvc/token"):
             secret_of(name)
-        asyncio.run(tell_guards(chosen))
+        cluster = cluster.expanduser()
+        asyncio.run(tell_guards(chosen, files_for_guards(cluster)))
         options = service_options(data, port, tasks, settings, s3_endpoint_url)
-        started = install(systemd, head_units(this_node(chosen), chosen.service, options))
+        started = install(systemd, head_units(this_node(chosen), chosen.service, options, str(cluster)))
         say(f"started {', '.join(started)}" if started else "already running as it should")
         info = wait_until_ready(chosen.service, systemd)
         rows = [("API", info.urls[0]), ("data", info.data)]
@@ -242,21 +248,25 @@ def share_token(service: str) -> None:
     secret_file(run_dir / f"{service}.token", secret_of(".jobsvc/token"))
 
 
-async def tell_guards(settings: Settings) -> None:
+def files_for_guards(config: Path) -> GuardFiles:
+    """What `ray up` left on this machine."""
+    key = config.parent / BOOTSTRAP_KEY
+    if not config.exists():
+        raise InvalidRequest(f"{config} is missing: `ray up` puts it there", "cluster")
+    if not key.exists():
+        raise InvalidRequest("is missing: without it no guard can bring a head back", "auth.ssh_private_key")
+    return GuardFiles(cluster_file=config.read_text(), ssh_key=key.read_text())
+
+
+async def tell_guards(settings: Settings, files: GuardFiles) -> None:
     """Publish what a guard needs; and that the cluster is wanted, if a person started this head."""
     from .cluster_file import read_cluster_file
     from .ec2_cluster_mark import announce_up
-    from .guard_files import STARTED_BY_VARIABLE, GuardFiles, publish
     from .s3_store import open_store
 
-    config, key = Path.home() / BOOTSTRAP_CONFIG, Path.home() / BOOTSTRAP_KEY
-    if not config.exists():
-        raise InvalidRequest(f"{config} is missing: `ray up` puts it there", "cluster file")
-    if not key.exists():
-        raise InvalidRequest("is missing: without it no guard can bring a head back", "auth.ssh_private_key")
     store = open_store(settings)
-    name = read_cluster_file(config.read_text(), str(config)).cluster_name
-    await publish(store, GuardFiles(cluster_file=config.read_text(), ssh_key=key.read_text()))
+    name = read_cluster_file(files.cluster_file, BOOTSTRAP_CONFIG).cluster_name
+    await publish(store, files)
     if not os.environ.get(STARTED_BY_VARIABLE):
         await announce_up(store, name, by=f"jobsvc node head on {os.environ['RAY_CLOUD_INSTANCE_ID']}")
 
@@ -290,15 +300,3 @@ def wait_for(is_so: Callable[[], bool], seconds: float, problem: str) -> None:
         if time.monotonic() > deadline:
             raise Unavailable(f"{problem} after {seconds:g} s")
         time.sleep(POLL_SECONDS)
-
-
-def is_listening(address: str, timeout_seconds: float = 2.0) -> bool:
-    """True if somebody accepts connections there."""
-    import socket
-
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout_seconds):
-            return True
-    except OSError:
-        return False

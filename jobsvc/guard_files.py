@@ -64,8 +64,8 @@ async def newest(store: ObjectStore) -> GuardFiles | None:
 def for_guard(cluster_file: str, ssh_key_path: str, started_by: str) -> str:
     """The cluster file for `ray up` from the manager node.
 
-    Machines are reached at their inner addresses. The head's start commands learn who started them: a head
-    that the operator starts says that the cluster is wanted, one that a guard starts must not (`announce_up`).
+    Machines are reached at their inner addresses. The head's start commands learn who started them: one
+    that the operator starts says that the cluster is wanted; a guard's does not (`announce_up`).
     Ray put the common setup commands in front of the others and will do so again: they are taken off, so that
     the new head's file is the old one's, and nodes that live on need no second setup.
     """

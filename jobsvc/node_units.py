@@ -103,11 +103,11 @@ def unit_environment(
     return {name: merged[name] for name in sorted(merged) if name not in NOT_KEPT}
 
 
-def head_units(node: Node, service: str, service_options: Iterable[str]) -> Units:
+def head_units(node: Node, service: str, service_options: Iterable[str], cluster_file: str) -> Units:
     """The head: Ray with the autoscaler, and the service in it."""
     ray = [
         *(node.python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={GCS_PORT}"),
-        f"--autoscaling-config={node.home}/{BOOTSTRAP_CONFIG}",
+        f"--autoscaling-config={cluster_file}",
         *("--dashboard-host=127.0.0.1", "--include-log-monitor=False"),
         f"--object-store-memory={OBJECT_STORE_BYTES}",
     ]

@@ -41,6 +41,16 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def is_listening(address: str, timeout_seconds: float = 2.0) -> bool:
+    """True if somebody accepts connections at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout_seconds):
+            return True
+    except OSError:
+        return False
+
+
 def reachable(host: str) -> str:
     """The host under which this machine reaches what is bound to `host`."""
     return {"0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1"}.get(host, host)
