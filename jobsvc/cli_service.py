@@ -212,14 +212,19 @@ def doctor(
     host: HostOption = None,
     tasks: TasksOption = None,
     s3_endpoint_url: S3EndpointOption = None,
+    cluster: Annotated[str | None, typer.Option(help="Examine this cluster file instead.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Find what would keep a service from working here; exit code 1 if there is something."""
+    from .cluster_doctor import examine_cluster
     from .doctor import examine
 
     with errors_as_exit_codes():
-        settings = _settings(data, tasks, port=port, host=host, s3_endpoint_url=s3_endpoint_url)
-        findings = examine(settings)
+        if cluster:
+            findings = examine_cluster(cluster)
+        else:
+            settings = _settings(data, tasks, port=port, host=host, s3_endpoint_url=s3_endpoint_url)
+            findings = examine(settings)
         if json:
             print_json(findings)
         else:

@@ -31,8 +31,8 @@ LAYERS = {
     0: "errors settings jobs commands events",
     1: "ready_lanes pack_references queue_state decisions queue_snapshot job_views scaling",
     2: "object_store directory_store s3_store faulty_store log_records journal snapshots",
-    3: """worker_registry throughput retirement commit_loop leader pool_scaler manager
-          job_frames worker_objects call_pace prefetch attempts payload_fetch worker simulated_runner
+    3: """worker_registry throughput retirement orphans commit_loop leader pool_scaler manager
+          job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics manager_status actor_titles builtin_tasks
           process_tree job_output job_process job_child job_runner
@@ -43,6 +43,7 @@ LAYERS = {
           client client_http client_jobs client_logs client_tables project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep""",
     5: """serve_app service doctor demo cluster_down
+          cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_output cli_jobs cli_service cli_cluster __init__ __main__""",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
@@ -61,8 +62,8 @@ RIMS = {
         "worker_actor",
     },
     "fastapi": {"http_api", "http_docs", "http_docs_page", "http_views", "http_errors", "serve_app"},
-    "boto3": {"s3_store", "doctor", "ec2_instances"},
-    "botocore": {"s3_store", "doctor", "ec2_instances"},
+    "boto3": {"s3_store", "doctor", "ec2_instances", "cluster_aws_checks"},
+    "botocore": {"s3_store", "doctor", "ec2_instances", "cluster_aws_checks", "cluster_doctor"},
 }
 
 BANNED_BELOW_RIMS = re.compile(
