@@ -63,7 +63,9 @@ def inline_result(ended: JobEnded) -> Result | None:
     return Result(ended.content, ended.data) if ended.outcome is Outcome.SUCCEEDED else None
 
 
-def finished_report(ended: JobEnded, result: Result | None, log_bytes: int) -> Finished:
+def finished_report(
+    ended: JobEnded, result: Result | None, log_bytes: int = 0, log: BlobRef | None = None
+) -> Finished:
     """The report of an attempt that ran."""
     return Finished(
         ended.job_id,
@@ -74,6 +76,7 @@ def finished_report(ended: JobEnded, result: Result | None, log_bytes: int) -> F
         result,
         ended.error,
         log_bytes,
+        log,
     )
 
 

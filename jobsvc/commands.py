@@ -284,9 +284,10 @@ Reply = (
 
 
 class Flight(msgspec.Struct, array_like=True, tag="flight"):
-    """What one replica asks in one call. `deadline_seconds` is how long it will wait."""
+    """What one replica asks in one call. `puts` were made since its last flight."""
 
     requests: list[Request]
+    puts: int = 0
 
 
 class FlightReply(msgspec.Struct, array_like=True, tag="replies"):

@@ -41,6 +41,7 @@ from .settings import Settings
 TRUST_SECONDS = 2.0
 PUSH_BYTES_MAX = 64 * 1024 * 1024  # beyond this the standby reads from the store
 SIGN_OF_LIFE_SECONDS = 1.0
+REST_SECONDS_MAX = 0.5  # between two records, whatever others have put
 LAGGING_CLOCK_SPEED = 0.5
 
 
@@ -88,6 +89,7 @@ class CommitLoop:
         self._stamped = max(state.log_time, writer.mark.log_time), self._loop.time()
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
+        self._others_puts = 0
         self._work = asyncio.Event()
         self._pushes: deque[bytes] = deque()
         self._push_bytes = 0
@@ -155,9 +157,15 @@ class CommitLoop:
                 self.commit_seconds.append(self._loop.time() - began)
             batch.durable.set_result(None)
             self._queue_push(record.encoded)
-            rest = self._settings.record_interval_seconds - (self._loop.time() - began)
+            puts = 1 + self._others_puts
+            self._others_puts = 0
+            rest = puts * self._settings.record_interval_seconds - (self._loop.time() - began)
             if rest > 0:
-                await asyncio.sleep(rest)
+                await asyncio.sleep(min(rest, REST_SECONDS_MAX))
+
+    def note_puts(self, puts: int) -> None:
+        """Others have put so many objects: the next record waits for that much longer (see `put_pace`)."""
+        self._others_puts += puts
 
     def _queue_push(self, encoded: bytes) -> None:
         if self._push_bytes + len(encoded) > PUSH_BYTES_MAX:

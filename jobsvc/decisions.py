@@ -39,7 +39,8 @@ from .events import (
     KeyRemembered,
     QueuePaused,
 )
-from .jobs import TERMINAL, BlobRef, Finished, Job, Outcome, Result, State, encode
+from .jobs import TERMINAL, Finished, Job, Outcome, Result, State, encode
+from .pack_references import PackReferences
 from .queue_state import QueueState, awaits_pull
 from .ready_lanes import next_jobs
 
@@ -344,10 +345,9 @@ def _due(heap: list[tuple[float, int, Job]], now: float) -> list[tuple[float, in
 
 
 def retired(state: QueueState, jobs: list[Job]) -> tuple[JobsRetired, list[str]]:
-    """The event that retires these jobs, and the payload objects that nobody will need after it."""
-    uses: dict[str, int] = {}
+    """The event that retires these jobs, and the shared objects that nobody will need after it."""
+    uses = PackReferences()
     for job in jobs:
-        if type(job.payload) is BlobRef:
-            uses[job.payload.key] = uses.get(job.payload.key, 0) + 1
+        uses.add_all_of(job)
     free = [key for key, count in uses.items() if state.packs.get(key) == count]
     return JobsRetired([job.id for job in jobs]), free

@@ -90,6 +90,7 @@ class Flights:
         self._waiting_bytes = 0
         self._in_the_air: set[asyncio.Task[None]] = set()
         self._departure_planned = False
+        self._puts = 0
         self.sent = 0
         self.requests_sent = 0
 
@@ -97,6 +98,10 @@ class Flights:
         """False if what waits already is all that may wait."""
         full = len(self._waiting) >= WAITING_TICKETS_MAX
         return not full and (self._waiting_bytes + size_bytes <= WAITING_BYTES_MAX or not self._waiting)
+
+    def note_put(self) -> None:
+        """This replica has put an object; the next flight tells the leader."""
+        self._puts += 1
 
     def submit(self, ticket: Ticket) -> None:
         """Take a ticket; its `replies` will be set, whatever happens."""
@@ -152,8 +157,9 @@ class Flights:
         requests = [request for ticket in tickets for request in ticket.requests]
         self.sent += 1
         self.requests_sent += len(requests)
+        puts, self._puts = self._puts, 0
         try:
-            replies = (await self._managers.send(Flight(requests))).replies
+            replies = (await self._managers.send(Flight(requests, puts))).replies
             if len(replies) != len(requests):
                 raise BadReply(f"{len(requests)} requests got {len(replies)} replies")
         except Unavailable as error:

@@ -22,11 +22,13 @@ from .flights import RETRY_AFTER_SECONDS, Flights, Managers, Ticket
 from .jobs import TERMINAL, BlobRef, NewJob, Result, id_text
 from .object_store import ObjectStore, StoreError
 from .payload_packs import PayloadPacks, large_payloads
+from .put_pace import PutPace, replica_interval_seconds
 from .settings import MIB, Settings
 
 __all__ = ["Gateway", "Managers"]
 
 COMMIT_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+REST_CHUNK = 1_000_000  # above every chunk's number
 REQUEST_BYTES = 64  # of a request without a payload, roughly
 JOB_BYTES = 48  # of a job without its payload, roughly
 COMMAND_BYTES_MAX = 12 * MIB  # one record must be able to hold any one command
@@ -68,7 +70,11 @@ class Gateway:
         self.enqueue_commit_seconds = Durations(COMMIT_BUCKETS_SECONDS)
         self.flights = Flights(managers)
         self.packs = PayloadPacks(
-            store, self.flights, new_id=new_id, patience_seconds=settings.request_deadline_seconds
+            store,
+            self.flights,
+            new_id=new_id,
+            patience_seconds=settings.request_deadline_seconds,
+            pace=PutPace(replica_interval_seconds(settings.record_interval_seconds, settings.replicas)),
         )
         self._managers = managers
         self._store = store
@@ -186,10 +192,25 @@ class Gateway:
     async def read_result(self, result: Result) -> bytes:
         return await self.read_blob(result.ref) if result.ref is not None else (result.data or b"")
 
-    async def read_log(self, job_id: bytes, attempt: int, after_chunk: int = -1) -> tuple[list[bytes], int]:
-        """The chunks of an attempt's output after a chunk's number, and the last number read."""
-        prefix = f"logs/{id_text(job_id)}/{attempt}/"
+    async def read_log(self, job: c.JobView, attempt: int, after_chunk: int = -1) -> tuple[list[bytes], int]:
+        """The chunks of an attempt's output after a chunk's number, and the last number read.
+
+        The end of an attempt's output, which is in a pack, counts as the chunk REST_CHUNK.
+        """
+        record = next((each for each in job.history if each.number == attempt), None)
+        rest = record.log if record is not None else None
         chunks: list[bytes] = []
+        if after_chunk >= REST_CHUNK:
+            return chunks, after_chunk
+        if record is None or rest is None or record.log_bytes > rest.length:
+            after_chunk = await self._read_chunks(job.id, attempt, after_chunk, chunks)
+        if rest is not None:
+            chunks.append(await self.read_blob(rest))
+            after_chunk = REST_CHUNK
+        return chunks, after_chunk
+
+    async def _read_chunks(self, job_id: bytes, attempt: int, after_chunk: int, chunks: list[bytes]) -> int:
+        prefix = f"logs/{id_text(job_id)}/{attempt}/"
         for key in await self._list(prefix):
             number = int(key.removeprefix(prefix))
             if number <= after_chunk:
@@ -199,7 +220,7 @@ class Gateway:
                 break  # retired while it was read
             chunks.append(chunk)
             after_chunk = number
-        return chunks, after_chunk
+        return after_chunk
 
     async def _read(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None:
         return await _insist(lambda: self._store.get(key, offset, length))

@@ -90,7 +90,7 @@ class StreamRoutes:
         lines = None if tail is None else whole_number("tail", tail, 0, TAIL_LINES_MAX)
         if _wants_events(request):
             return self._stream(self._log_events(view, attempt, lines))
-        chunks, _ = await self._gateway.read_log(view.id, attempt) if attempt else ([], -1)
+        chunks, _ = await self._gateway.read_log(view, attempt) if attempt else ([], -1)
         data = _last_lines(b"".join(chunks), lines)
         headers = {"Content-Security-Policy": "sandbox", "X-Jobsvc-Attempt": str(attempt)}
         return Response(data, 200, headers, "text/plain; charset=utf-8")
@@ -105,7 +105,7 @@ class StreamRoutes:
         while True:
             ended = attempt > 0 and (view.attempt != attempt or view.worker is None)
             if attempt:
-                chunks, chunk = await self._gateway.read_log(view.id, attempt, chunk)
+                chunks, chunk = await self._gateway.read_log(view, attempt, chunk)
                 data = rest + _last_lines(b"".join(chunks), lines)
                 lines = None
                 text, rest = _whole_characters(data, ended)

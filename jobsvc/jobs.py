@@ -108,7 +108,10 @@ class Result(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class AttemptRecord(msgspec.Struct, gc=False, array_like=True):
-    """One attempt that has ended. Times are wall-clock seconds of the worker's machine."""
+    """One attempt that has ended. Times are wall-clock seconds of the worker's machine.
+
+    `log` is the end of its output, of all `log_bytes` or of what came after the chunks in `logs/`.
+    """
 
     number: int
     worker: str
@@ -118,6 +121,7 @@ class AttemptRecord(msgspec.Struct, gc=False, array_like=True):
     outcome: Outcome
     error: ErrorInfo | None = None
     log_bytes: int = 0
+    log: BlobRef | None = None
 
 
 class Lease(msgspec.Struct, gc=False, array_like=True):
@@ -174,6 +178,7 @@ class Finished(msgspec.Struct, gc=False, array_like=True):
     result: Result | None = None
     error: ErrorInfo | None = None
     log_bytes: int = 0
+    log: BlobRef | None = None  # its end; what came before, if any, is in chunks under `logs/`
 
 
 class WorkerReport(msgspec.Struct, array_like=True):
@@ -199,6 +204,7 @@ class WorkerReport(msgspec.Struct, array_like=True):
     leaving: bool = False
     busy_seconds: dict[str, tuple[int, float]] = {}  # task -> (attempts ended, seconds) since last report
     current: str | None = None  # text for people: task and job id
+    puts: int = 0  # PUTs made since the last report that was answered
 
 
 class Grant(msgspec.Struct, gc=False, array_like=True):
@@ -220,6 +226,7 @@ class WorkerOrders(msgspec.Struct, array_like=True, tag="orders"):
     cancel: list[tuple[bytes, int]] = []  # kill these and report CANCELLED
     retire: bool = False  # finish nothing more; give back what is not started, and end
     lease_seconds: float = 30.0
+    put_interval_seconds: float = 0.0  # this worker's share of the service's PUTs; 0: no limit
 
 
 class NotLeader(msgspec.Struct, array_like=True, tag="not_leader"):

@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from . import commands as c
-from . import decisions, job_views, retirement
+from . import decisions, job_views, orphans, retirement
 from .commit_loop import CommitLoop, Peer
 from .errors import Refusal
 from .events import EpochBegan, Event
 from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .object_store import ObjectStore, PutOutcome, StoreError
+from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .scaling import JobSeconds
 from .settings import Settings
@@ -83,6 +84,7 @@ class Leader:
         self._throughput = Throughput(self._loop.time())
         self._retired_at = self._loop.time()
         self._retiring = False
+        self._orphans_at = self._loop.time() + orphans.FIRST_LOOK_SECONDS
 
     # --- the life of a leadership ---
 
@@ -136,8 +138,9 @@ class Leader:
 
     # --- calls of replicas ---
 
-    async def flight(self, requests: list[c.Request]) -> list[c.Reply]:
+    async def flight(self, requests: list[c.Request], puts: int = 0) -> list[c.Reply]:
         """Answer one flight. Returns when every answer is durable."""
+        self.commits.note_puts(puts)
         replies: list[c.Reply] = []
         for request in requests:
             replies.append(self._answer(request))
@@ -215,6 +218,7 @@ class Leader:
             worker = self.registry.known(report.worker, report.pool, self._loop.time())
         worker.wake()  # a newer call ends an older one
         worker.note(report, self._loop.time())
+        self.commits.note_puts(report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
         worker.waiting = mine
         stale = self._settle(report)
@@ -224,7 +228,7 @@ class Leader:
         if quiet and report.wait_seconds > 0 and not report.leaving:
             await _wait_for(mine, report.wait_seconds)
             if worker.waiting is not mine:
-                return WorkerOrders(lease_seconds=self._settings.lease_seconds)
+                return self._no_orders()
             orders = self._orders(worker, report)
         worker.waiting = None
         orders.stale = stale
@@ -249,9 +253,15 @@ class Leader:
         self.serve_waiting(but=report.worker)
         return settlement.stale
 
+    def _no_orders(self) -> WorkerOrders:
+        settings = self._settings
+        interval = worker_interval_seconds(settings.record_interval_seconds, len(self.registry.workers))
+        return WorkerOrders(lease_seconds=settings.lease_seconds, put_interval_seconds=interval)
+
     def _orders(self, worker: KnownWorker, report: WorkerReport) -> WorkerOrders:
         """Leases that the worker does not name, and what it must stop."""
-        orders = WorkerOrders(lease_seconds=self._settings.lease_seconds, retire=worker.retiring)
+        orders = self._no_orders()
+        orders.retire = worker.retiring
         held = self.state.leases.get(worker.name, {})
         holding = set(report.holding)
         missing: list[Job] = []
@@ -392,6 +402,9 @@ class Leader:
     async def _retire(self) -> None:
         try:
             await self._retire_some()
+            if self._loop.time() >= self._orphans_at:
+                self._orphans_at = self._loop.time() + orphans.LOOK_EVERY_SECONDS
+                await self._delete_orphans()
         finally:
             self._retired_at = self._loop.time()
             self._retiring = False
@@ -411,9 +424,16 @@ class Leader:
         event, keys = decisions.retired(self.state, still)
         self.apply_events([event])
         await self.commits.settled()
-        keys += await insist(retirement.owned_keys, self._store, still)
+        keys += await insist(retirement.log_chunk_keys, self._store, still)
         for key in keys:
             await insist(self._store.delete, key)
+
+    async def _delete_orphans(self) -> None:
+        for prefix in orphans.PREFIXES:
+            keys = await insist(self._store.list, prefix)
+            for key in orphans.orphaned(keys, self.state.packs, self.commits.now()):
+                await insist(self._store.delete, key)
+                self._count("orphans_deleted", 1)
 
     # --- figures ---
 

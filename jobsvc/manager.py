@@ -319,7 +319,7 @@ class Manager:
         if leader is None:
             return self._not_leader()
         flight = _flight_decoder.decode(data)
-        return encode(c.FlightReply(await leader.flight(flight.requests)))
+        return encode(c.FlightReply(await leader.flight(flight.requests, flight.puts)))
 
     async def report_and_ask(self, data: bytes) -> bytes:
         """A worker's report: encoded WorkerOrders, or NotLeader."""

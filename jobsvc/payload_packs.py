@@ -21,6 +21,7 @@ from .errors import Refusal
 from .flights import RETRY_AFTER_SECONDS, Flights, Ticket
 from .jobs import BlobRef, NewJob, id_text
 from .object_store import ObjectStore, PutOutcome, StoreError
+from .put_pace import PutPace
 
 PACK_BYTES_MAX = 16 * 1024 * 1024  # a single larger payload gets a pack of its own
 PACKS_IN_THE_AIR_MAX = 4
@@ -69,11 +70,13 @@ class PayloadPacks:
         *,
         new_id: Callable[[], bytes],
         patience_seconds: float,
+        pace: PutPace,
     ) -> None:
         self._store = store
         self._flights = flights
         self._new_id = new_id
         self._patience_seconds = patience_seconds
+        self._pace = pace
         self._waiting: deque[_Waiting] = deque()
         self._bytes = 0
         self._in_the_air: set[asyncio.Task[None]] = set()
@@ -94,17 +97,23 @@ class PayloadPacks:
     def _plan_departure(self) -> None:
         if not self._departure_planned and len(self._in_the_air) < PACKS_IN_THE_AIR_MAX:
             self._departure_planned = True
-            asyncio.get_running_loop().call_soon(self._depart)
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._pace.wait_seconds(loop.time()), self._depart)
 
     def _depart(self) -> None:
         self._departure_planned = False
+        loop = asyncio.get_running_loop()
         while self._waiting and len(self._in_the_air) < PACKS_IN_THE_AIR_MAX:
+            if self._pace.wait_seconds(loop.time()) > 0:
+                self._plan_departure()
+                return
+            self._pace.note_put(loop.time())
             group = [self._waiting.popleft()]
             size_bytes = group[0].size_bytes
             while self._waiting and size_bytes + self._waiting[0].size_bytes <= PACK_BYTES_MAX:
                 size_bytes += self._waiting[0].size_bytes
                 group.append(self._waiting.popleft())
-            task = asyncio.get_running_loop().create_task(self._write(group), name="payload pack")
+            task = loop.create_task(self._write(group), name="payload pack")
             self._in_the_air.add(task)
             task.add_done_callback(self._landed)
 
@@ -144,6 +153,7 @@ class PayloadPacks:
         deadline = loop.time() + self._patience_seconds
         pause = PAUSE_SECONDS
         while True:
+            self._flights.note_put()
             try:
                 outcome = await self._store.put_new(key, data)
             except StoreError:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import msgspec
 
 from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
+from .pack_references import PackReferences
 from .queue_state import KeyRecord, OptionsUse, QueueState, awaits_pull
 from .ready_lanes import Lane
 
@@ -164,8 +165,8 @@ def _restore_jobs(state: QueueState, options: list[JobOptions], rows: list[JobRo
         state.order.append(job)
         state.options[chosen].jobs += 1
         state.counts[chosen.queue][job.state] += 1
-        if type(job.payload) is BlobRef:
-            state.packs[job.payload.key] = state.packs.get(job.payload.key, 0) + 1
+        if job.details is not None or type(job.payload) is BlobRef:
+            state.packs.add_all_of(job)
         _index(state, job)
 
 
@@ -216,16 +217,15 @@ def fingerprint(state: QueueState) -> bytes:
 def check_invariants(state: QueueState) -> None:
     """Raise AssertionError if a collection disagrees with the jobs. O(jobs): for tests and simulation."""
     counts = {queue: dict.fromkeys(State, 0) for queue in state.counts}
-    packs: dict[str, int] = {}
+    packs = PackReferences()
     uses: dict[JobOptions, int] = {}
     for job in state.jobs.values():
         counts[job.options.queue][job.state] += 1
         uses[job.options] = uses.get(job.options, 0) + 1
-        if type(job.payload) is BlobRef:
-            packs[job.payload.key] = packs.get(job.payload.key, 0) + 1
+        packs.add_all_of(job)
         _check_job(state, job)
     assert counts == state.counts, "counts disagree"
-    assert packs == state.packs, "payload packs disagree"
+    assert packs == state.packs, "packs disagree"
     assert uses == {each: use.jobs for each, use in state.options.items()}, "interned options disagree"
     seqs = [job.seq for job in state.order]
     assert seqs == sorted(set(seqs)), "order is not by seq"

@@ -71,6 +71,7 @@ from .jobs import (
     Outcome,
     State,
 )
+from .pack_references import PackReferences
 from .ready_lanes import Lane
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
@@ -141,7 +142,7 @@ class QueueState:
         self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
         self.keys: dict[str, KeyRecord] = {}
         self.automatic_keys: dict[str, KeyRecord] = {}  # apart: they expire long before the others
-        self.packs: dict[str, int] = {}  # payload objects -> jobs that still need them
+        self.packs = PackReferences()
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
 
@@ -209,7 +210,7 @@ def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
         else:
             lanes[new.option].add_new(job)
         if type(new.payload) is BlobRef:
-            state.packs[new.payload.key] = state.packs.get(new.payload.key, 0) + 1
+            state.packs.add(new.payload)
     state.next_seq = seq
     for chosen, used in zip(options, uses, strict=True):
         _use(state, chosen, used)
@@ -270,7 +271,7 @@ def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
             job.failures += 1
         if finished.outcome in _CRASHES:
             job.crashes += 1
-        _remember_attempt(details, finished, event)
+        _remember_attempt(state, details, finished, event)
         if change is Change.RETRY_LATER:
             assert run_at is not None
             heapq.heappush(state.due, (run_at, job.seq, job))
@@ -278,12 +279,14 @@ def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
             _lane(state, job.options).add_returned(job)
         else:
             details.result = finished.result
+            if finished.result is not None:
+                state.packs.add(finished.result.ref)
             _finish(state, job)
     if not held:
         state.leases.pop(event.worker, None)
 
 
-def _remember_attempt(details: Details, finished: Finished, event: AttemptsEnded) -> None:
+def _remember_attempt(state: QueueState, details: Details, finished: Finished, event: AttemptsEnded) -> None:
     never_started = finished.outcome is Outcome.RELEASED and finished.ended_at <= finished.started_at
     if never_started:
         return
@@ -296,9 +299,11 @@ def _remember_attempt(details: Details, finished: Finished, event: AttemptsEnded
         finished.outcome,
         finished.error,
         finished.log_bytes,
+        finished.log,
     )
+    state.packs.add(finished.log)
     if len(details.history) >= HISTORY_MAX:
-        del details.history[1]
+        state.packs.drop(details.history.pop(1).log)
         details.history_dropped += 1
     details.history = [*details.history, record]  # a new list: the default one is shared
 
@@ -374,10 +379,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         details.finish_seq = None  # leaves `retention`
         _count(state, job.options.queue)[job.state] -= 1
         _use(state, job.options, -1)
-        if type(job.payload) is BlobRef:
-            state.packs[job.payload.key] -= 1
-            if state.packs[job.payload.key] == 0:
-                del state.packs[job.payload.key]
+        state.packs.drop_all_of(job)
         state.retired[job_id] = None
         state.retired_order.append(job_id)
         if len(state.retired_order) > RETIRED_REMEMBERED_MAX:

@@ -10,7 +10,7 @@ import datetime
 
 import msgspec
 
-from .jobs import BlobRef, Job, id_text
+from .jobs import AttemptRecord, Job, id_text
 from .object_store import ObjectStore
 
 
@@ -62,14 +62,15 @@ def key(jobs: list[Job]) -> str:
     return f"finished/{first.finish_seq:012d}-{last.finish_seq:012d}-{len(jobs)}.ndjson"
 
 
-async def owned_keys(store: ObjectStore, jobs: list[Job]) -> list[str]:
-    """Result and log objects of these jobs. Lists only where an attempt has written a log."""
+async def log_chunk_keys(store: ObjectStore, jobs: list[Job]) -> list[str]:
+    """The objects with output of these jobs. Lists only where an attempt stored some while it ran."""
     keys: list[str] = []
     for job in jobs:
-        details = job.details
-        assert details is not None
-        if details.result is not None and isinstance(details.result.ref, BlobRef):
-            keys.append(details.result.ref.key)
-        if any(attempt.log_bytes for attempt in details.history):
+        assert job.details is not None
+        if any(_has_chunks(attempt) for attempt in job.details.history):
             keys += await store.list(f"logs/{id_text(job.id)}/")
     return keys
+
+
+def _has_chunks(attempt: AttemptRecord) -> bool:
+    return attempt.log_bytes > (attempt.log.length if attempt.log is not None else 0)

@@ -25,6 +25,7 @@ class Plan(msgspec.Struct, frozen=True):
     data: bytes = b"null"
     error: ErrorInfo | None = None
     output: bytes = b""
+    output_every_seconds: float | None = None  # None: once, at the end
     kill_seconds: float = 0.05  # from a kill to the end of the job
 
 
@@ -91,6 +92,17 @@ class SimulatedRunner:
                 continue
             await self._run_job(self._queue.popleft())
 
+    async def _until_ended(self, job: ReadyJob, plan: Plan, until: float) -> None:
+        """Until the time, or a kill; prints meanwhile if the plan says so."""
+        loop = asyncio.get_running_loop()
+        assert self._killed is not None
+        every = plan.output_every_seconds
+        while every is not None and loop.time() + every < until and not self._killed.done():
+            await asyncio.wait([self._killed], timeout=every)
+            self._events.append(OutputChunk(job.job_id, job.attempt, plan.output))
+            self._news.set()
+        await asyncio.wait([self._killed], timeout=until - loop.time())
+
     async def _run_job(self, job: ReadyJob) -> None:
         loop = asyncio.get_running_loop()
         plan = self._plan(job)
@@ -98,9 +110,9 @@ class SimulatedRunner:
         self._running = RunningJob(job.job_id, job.attempt, job.task, started)
         self.started.append(job.key)
         self._killed = loop.create_future()
-        overtime = job.timeout_seconds is not None and plan.seconds > job.timeout_seconds
-        seconds = job.timeout_seconds if overtime else plan.seconds
-        await asyncio.wait([self._killed], timeout=seconds)
+        limit = job.timeout_seconds if job.timeout_seconds is not None else float("inf")
+        overtime, seconds = plan.seconds > limit, min(plan.seconds, limit)
+        await self._until_ended(job, plan, loop.time() + seconds)
         outcome, error = plan.outcome, plan.error
         content, data = plan.content, plan.data
         if self._killed.done():
@@ -111,7 +123,7 @@ class SimulatedRunner:
         elif outcome is not Outcome.SUCCEEDED:
             data = b""
         self._running = None
-        if plan.output:
+        if plan.output and plan.output_every_seconds is None:
             self._events.append(OutputChunk(job.job_id, job.attempt, plan.output))
         spent = loop.time() - started
         self._events.append(

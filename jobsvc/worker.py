@@ -11,8 +11,7 @@ places:
 for. A report that settles something does not wait; with nothing to report the worker leaves a call
 waiting at the leader, which is its heartbeat and the way that grants and cancels reach it at once. When
 something finishes meanwhile, the worker sends a new call, which ends the waiting one. Answers are obeyed
-whenever they come, and obeying twice is harmless: a grant that is known is not taken again, a cancel of
-what has ended changes nothing.
+whenever they come; obeying twice is harmless: what is known is not taken again, what has ended not cancelled.
 
 **No answer.** The worker goes on with what it holds and keeps asking. A report that nobody has settled
 for `outbox_after_seconds` is written to the outbox, once, so that it survives this worker too; when a
@@ -42,16 +41,17 @@ from .attempts import HeldAttempt, UnsettledReports, finished_report, inline_res
 from .call_pace import CallPace
 from .errors import Unavailable
 from .job_frames import JobEnded, JobKey, ReadyJob, RunnerEvent, RunningJob
-from .jobs import BlobRef, ErrorInfo, Finished, Outcome, Result, WorkerOrders, WorkerReport, id_text
+from .jobs import ErrorInfo, Finished, Outcome, WorkerOrders, WorkerReport, id_text
 from .object_store import ObjectStore
 from .payload_fetch import PayloadFetch
 from .prefetch import BusySeconds, Prefetch
 from .settings import MIB, Settings
-from .worker_objects import AttemptLog, WorkerObjects, result_key
+from .worker_objects import AttemptLog, WorkerObjects
+from .worker_packs import WorkerPacks
 
 CALLS_MAX = 3  # in the air at once: one that counts, and those that it has overtaken
-ENDING_MAX = 64  # attempts whose results are being stored, before no more jobs are asked for
-ENDING_BYTES_MAX = 64 * MIB  # of results that are being stored; above it, waiting jobs go back
+ENDING_MAX = 1_000  # attempts whose results are being stored, before no more jobs are asked for
+ENDING_BYTES_MAX = 64 * MIB  # of results and output that are being stored; above it, waiting jobs go back
 LOOK_SECONDS = 0.5
 
 
@@ -114,6 +114,7 @@ class Worker:
         self._leader, self._runner = leader, runner
         self._wall, self._random = wall, random
         self._objects = WorkerObjects(store, random)
+        self._packs = WorkerPacks(self._objects, settings, session, wall)
         self._prefetch = Prefetch(
             settings.prefetch_seconds, settings.prefetch_jobs_max, settings.heartbeat_seconds
         )
@@ -252,6 +253,7 @@ class Worker:
                 orders = await self._leader.report_and_ask(report)
         except (Unavailable, TimeoutError):
             self._busy_seconds.put_back(report.busy_seconds)
+            self._objects.pace.put_back(report.puts)
             self._finished.not_sent()
             pace.failed(number, loop.time())
             return False
@@ -284,6 +286,7 @@ class Worker:
             leaving=self._has_left(),
             busy_seconds=self._busy_seconds.take(),
             current=None if running is None else self.describe(),
+            puts=self._objects.pace.take_made(),
         )
 
     def _room(self) -> int:
@@ -302,6 +305,7 @@ class Worker:
     def _obey(self, report: WorkerReport, orders: WorkerOrders) -> bool:
         """Returns whether something in it was new; a leader repeats what is not done yet."""
         self._finished.settle(report.finished)
+        self._objects.pace.interval_seconds = orders.put_interval_seconds
         self._stale += len(orders.stale)
         ended = [self._end_early(key, Outcome.RELEASED, forget=True) for key in orders.drop]
         ended += [self._end_early(key, Outcome.CANCELLED) for key in orders.cancel]
@@ -367,10 +371,14 @@ class Worker:
                         if held.log is None:
                             held.log = AttemptLog(self._objects, event.job_id, event.attempt)
                         held.log.add(event.data)
-            running = self._runner.current
-            held = self._held.get((running.job_id, running.attempt)) if running is not None else None
-            if held is not None and held.log is not None and held.log.waiting:
-                self._spawn(held.log.upload(), f"{self.name} uploads output")
+            self._upload_output()
+
+    def _upload_output(self) -> None:
+        """Of the attempt that runs: for whoever looks on. What has ended goes into a pack."""
+        running = self._runner.current
+        held = self._held.get((running.job_id, running.attempt)) if running is not None else None
+        if held is not None and held.log is not None and held.log.due:
+            self._spawn(held.log.upload(), f"{self.name} uploads output")
 
     def _job_ended(self, ended: JobEnded) -> None:
         held = self._let_go((ended.job_id, ended.attempt))
@@ -383,28 +391,21 @@ class Worker:
             self._news.set()
             return
         if held.log is None and len(ended.data) <= self._settings.inline_bytes_max:
-            self._add_finished(finished_report(ended, inline_result(ended), 0))
+            self._add_finished(finished_report(ended, inline_result(ended)))
             return
         self._ending[held.key] = held
-        self._ending_bytes += len(ended.data)
+        size_bytes = len(ended.data) + (held.log.waiting_bytes if held.log is not None else 0)
+        self._ending_bytes += size_bytes
         if self._ending_bytes > ENDING_BYTES_MAX:
             self._give_back(list(self._held))
-        self._spawn(self._store_end(held, ended), f"{self.name} stores a result")
+        self._spawn(self._store_end(held, ended, size_bytes), f"{self.name} stores a result")
 
-    async def _store_end(self, held: HeldAttempt, ended: JobEnded) -> None:
+    async def _store_end(self, held: HeldAttempt, ended: JobEnded, size_bytes: int) -> None:
         """Store what is too large for a report, then report."""
-        log_bytes = await held.log.upload() if held.log is not None else 0
-        result = inline_result(ended)
-        if len(ended.data) > self._settings.inline_bytes_max:
-            key = result_key(*held.key)
-            if await self._objects.put(key, ended.data, self._settings.orphan_seconds):
-                result = Result(ended.content, ref=BlobRef(key, 0, len(ended.data)))
-            else:  # the store's fault and not the job's
-                ended.outcome, result = Outcome.RELEASED, None
-                ended.error = ErrorInfo("StoreError", "the result could not be stored")
+        report = await self._packs.store_end(held, ended)
         del self._ending[held.key]
-        self._ending_bytes -= len(ended.data)
-        self._add_finished(finished_report(ended, result, log_bytes))
+        self._ending_bytes -= size_bytes
+        self._add_finished(report)
 
     def _let_go(self, key: JobKey) -> HeldAttempt | None:
         held = self._held.pop(key, None)
@@ -433,6 +434,7 @@ class Worker:
         while True:
             now = loop.time()
             self._give_back_surplus()
+            self._upload_output()
             if now >= self._kill_at and (running := self._runner.current) is not None:
                 self._runner.kill((running.job_id, running.attempt), Outcome.RELEASED)
             if now >= self._give_up_at or now - self._pace.answered_at >= self._settings.orphan_seconds:

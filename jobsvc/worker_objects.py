@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from .jobs import BlobRef, Finished, encode, id_text
 from .object_store import ObjectStore, PutOutcome, StoreError
+from .put_pace import PutPace
 from .settings import KIB, MIB
 
 REQUESTS_MAX = 8  # in the air at once
@@ -31,10 +32,6 @@ class PayloadMissing(Exception):
     """The object, or the range in it, is not there: waiting will not bring it back."""
 
 
-def result_key(job_id: bytes, attempt: int) -> str:
-    return f"results/{id_text(job_id)}/{attempt}"
-
-
 def log_key(job_id: bytes, attempt: int, number: int) -> str:
     return f"logs/{id_text(job_id)}/{attempt}/{number:06}"
 
@@ -48,21 +45,27 @@ def outbox_key(worker: str, session: str, number: int) -> str:
 
 
 class WorkerObjects:
-    """The store with a worker's patience."""
+    """The store with a worker's patience, and at a worker's pace."""
 
     def __init__(self, store: ObjectStore, random: random.Random) -> None:
         self._store = store
+        self.pace = PutPace()
         self._random = random
         self._turns = asyncio.Semaphore(REQUESTS_MAX)
 
+    async def wait_turn(self) -> None:
+        """Wait until the pace allows a PUT that is not urgent."""
+        await asyncio.sleep(self.pace.wait_seconds(asyncio.get_running_loop().time()))
+
     async def put(self, key: str, data: bytes, patience_seconds: float) -> bool:
-        """True when the bytes are durable; False when patience ended before anyone could tell."""
+        """True when the bytes are durable; False when patience ended before anyone could tell. At once."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_seconds
         tries = 0
         while True:
             try:
                 async with self._turns:
+                    self.pace.note_put(loop.time())
                     outcome = await self._store.put_new(key, data)
             except StoreError:
                 outcome = PutOutcome.UNKNOWN
@@ -131,7 +134,10 @@ def _part(data: bytes | None, ref: BlobRef, first: int) -> bytes | PayloadMissin
 
 
 class AttemptLog:
-    """Uploads the output of one attempt, piece by piece, in order. What cannot be stored is not counted."""
+    """The output of one attempt. While it runs, chunks are stored now and then; the rest goes into a pack.
+
+    What cannot be stored is not counted.
+    """
 
     def __init__(self, objects: WorkerObjects, job_id: bytes, attempt: int) -> None:
         self._objects = objects
@@ -139,25 +145,38 @@ class AttemptLog:
         self._attempt = attempt
         self._waiting: list[bytes] = []
         self._number = 0
-        self._stored_bytes = 0
+        self.stored_bytes = 0  # in chunks
         self._turn = asyncio.Lock()
 
     @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
+    def waiting_bytes(self) -> int:
+        return sum(len(data) for data in self._waiting)
+
+    @property
+    def due(self) -> bool:
+        """A chunk may be stored now."""
+        now = asyncio.get_running_loop().time()
+        return bool(self._waiting) and not self._turn.locked() and self._objects.pace.wait_seconds(now) == 0
 
     def add(self, data: bytes) -> None:
         self._waiting.append(data)
 
-    async def upload(self) -> int:
-        """Store all that waits. Returns the bytes stored so far."""
+    async def upload(self) -> None:
+        """Store what waits as one chunk."""
         async with self._turn:
-            while self._waiting:
-                data = self._waiting.pop(0)
-                key = log_key(self._job_id, self._attempt, self._number)
-                self._number += (
-                    1  # also if it fails: the object may still appear, and no number is used twice
-                )
-                if await self._objects.put(key, data, LOG_PATIENCE_SECONDS):
-                    self._stored_bytes += len(data)
-            return self._stored_bytes
+            data = self._take()
+            if not data:
+                return
+            key = log_key(self._job_id, self._attempt, self._number)
+            self._number += 1  # also if it fails: the object may still appear, and no number is used twice
+            if await self._objects.put(key, data, LOG_PATIENCE_SECONDS):
+                self.stored_bytes += len(data)
+
+    async def rest(self) -> bytes:
+        """What no chunk has, when the attempt has ended."""
+        async with self._turn:
+            return self._take()
+
+    def _take(self) -> bytes:
+        data, self._waiting = b"".join(self._waiting), []
+        return data

@@ -36,3 +36,9 @@ def mark(path: str, seconds: float) -> str:
 def fail(text: str) -> None:
     print("about to fail")
     raise ValueError(text)
+
+
+@jobsvc.task(name="test.say_back")
+def say_back(text: str) -> str:
+    print(f"{len(text)} characters")
+    return text

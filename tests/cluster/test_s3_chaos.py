@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -45,6 +47,44 @@ def test_under_load_there_are_few_puts(s3: tuple[RunningService, RunningProxy]) 
     # then the leader has written at most so many records a second
     assert puts <= PUTS_PER_SECOND_MAX * seconds + 5
     judge(running, load.told)
+
+
+def test_large_bodies_results_and_output_make_no_more_puts(
+    s3: tuple[RunningService, RunningProxy],
+) -> None:
+    # given callers whose jobs take, print and return more than fits into a record
+    running, proxy = s3
+    text = "jobsvc" * 3_000
+    stop = threading.Event()
+
+    def call() -> list[str]:
+        ids = []
+        while not stop.is_set():
+            ids += running.client.enqueue_many([{"task": "test.say_back", "args": [text]}] * 5).ids
+        return ids
+
+    with concurrent.futures.ThreadPoolExecutor(8) as callers:
+        calls = [callers.submit(call) for _ in range(8)]
+        # when all PUTs of leader, replicas and workers are counted for a while
+        time.sleep(2.0)
+        proxy.set("slow", seconds=0, method="PUT")
+        began = time.monotonic()
+        time.sleep(10.0)
+        puts, seconds = proxy.met(), time.monotonic() - began
+        proxy.set("pass")
+        stop.set()
+        ids = [job_id for each in calls for job_id in each.result()]
+    # then there are no more than of small jobs, though there were more jobs than PUTs
+    assert puts <= PUTS_PER_SECOND_MAX * seconds + 10
+    assert len(ids) > puts
+    # and what was stored together is read apart
+    for job_id in (ids[0], ids[len(ids) // 2], ids[-1]):
+        job = running.client.job(job_id)
+        assert job.result(timeout=90) == text
+        assert job.logs() == f"{len(text)} characters\n"
+    wait_until(
+        lambda: all(running.client.status()["counts"][s] == 0 for s in ("queued", "running")), "the end"
+    )
 
 
 def _puts(running: RunningService) -> int:

@@ -24,6 +24,7 @@ class LeaderDesk:
         self.reports: list[WorkerReport] = []
         self.refused: list[Key] = []
         self.retire = False
+        self.put_interval_seconds = 0.0
         self.away = False
         self.silent = False
         self.loses_answers = 0  # so many calls take effect and are not answered
@@ -112,7 +113,7 @@ class LeaderDesk:
                 orders = self._orders(report)
                 if orders.grants or orders.cancel or orders.drop or orders.retire:
                     return orders
-        return WorkerOrders()
+        return WorkerOrders(put_interval_seconds=self.put_interval_seconds)
 
     def _settle(self, report: WorkerReport) -> list[Key]:
         stale = []
@@ -127,7 +128,7 @@ class LeaderDesk:
         return stale
 
     def _orders(self, report: WorkerReport) -> WorkerOrders:
-        orders = WorkerOrders(retire=self.retire)
+        orders = WorkerOrders(retire=self.retire, put_interval_seconds=self.put_interval_seconds)
         holding = set(report.holding)
         for key, grant in self.leases.items():
             if key not in holding:

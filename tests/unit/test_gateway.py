@@ -61,12 +61,12 @@ class ScriptedManagers:
 
 
 class World:
-    def __init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.managers = ScriptedManagers()
         self.store = SlowStore()
         self.numbers = 1_000_000
         self.gateway = Gateway(
-            self.managers, self.store, Settings(), new_id=self._new_id, wall=lambda: 1_000_000.0
+            self.managers, self.store, Settings(**settings), new_id=self._new_id, wall=lambda: 1_000_000.0
         )
 
     def _new_id(self) -> bytes:
@@ -77,9 +77,9 @@ class World:
         return asyncio.get_running_loop().create_task(self.gateway.ask(*requests))
 
 
-def tell(story: Any) -> None:
+def tell(story: Any, **settings: Any) -> None:
     async def whole() -> None:
-        await story(World())
+        await story(World(**settings))
 
     virtual_loop.run(whole())
 
@@ -512,3 +512,19 @@ def test_a_flight_outlives_a_failover_and_its_jobs_are_there_once() -> None:
         assert replica.jobs == 2
 
     run(story)
+
+
+def test_where_puts_cost_money_packs_are_few_and_the_leader_hears_of_them() -> None:
+    async def story(world: World) -> None:
+        # given large payloads at a high rate, for ten seconds
+        asked = []
+        for n in range(1_000):
+            asked.append(world.ask(enqueue(b"x" * 20_000, first=n + 1)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*asked)
+        # then each of two replicas makes a tenth of thirty PUTs a second, and says so
+        packs = len(await world.store.list("payloads/"))
+        assert 25 <= packs <= 10 * 30 * 0.1 + 4
+        assert sum(flight.puts for flight in world.managers.flights) == packs
+
+    tell(story, data="s3://bucket/prefix")

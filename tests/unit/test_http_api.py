@@ -831,6 +831,27 @@ def test_logs_are_text_of_the_latest_attempt_or_of_one() -> None:
     run(story)
 
 
+def test_the_end_of_a_log_is_read_from_the_pack_that_its_report_names() -> None:
+    async def story(replica: Replica) -> None:
+        # given an attempt with two chunks, and its end in a pack that it shares
+        job_id = await replica.enqueue()
+        [grant] = await replica.take()
+        await write_log(replica, job_id, 1, 0, b"one\n")
+        await replica.pair.store.put_new("results/pack", b"anothers" + b"two\n")
+        stream = Stream(replica.app, f"/v1/jobs/{job_id}/logs")
+        assert (await stream.take(2))[1] == (None, "log", {"text": "one\n"})
+        await replica.finish(grant, log_bytes=8, log=BlobRef("results/pack", 8, 4))
+        # then it is read whole, and who followed it gets the end, once
+        assert (await replica.http.get(f"/v1/jobs/{job_id}/logs")).text == "one\ntwo\n"
+        assert [event[1:] for event in await stream.take(2)] == [
+            ("log", {"text": "two\n"}),
+            ("end", {"attempt": 1, "state": "succeeded"}),
+        ]
+        await asyncio.wait([stream.task])
+
+    run(story)
+
+
 def test_a_log_is_followed_while_it_is_written_until_the_attempt_ends() -> None:
     async def story(replica: Replica) -> None:
         job_id = await replica.enqueue()

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from jobsvc import commands as c
+from jobsvc import orphans
 from jobsvc.errors import Fatal, Fenced
 from jobsvc.events import JobsEnqueued, JobsLeased
 from jobsvc.jobs import BlobRef, NotLeader, Outcome, Result, State, encode, id_text
@@ -15,7 +16,7 @@ from jobsvc.object_store import PutOutcome, StoreError
 from jobsvc.queue_snapshot import check_invariants, fingerprint
 from jobsvc.settings import PoolSettings
 
-from .manager_world import Pair, done, enqueue_of, run, until
+from .manager_world import START, Pair, done, enqueue_of, run, until
 from .queue_world import job_id
 
 
@@ -94,6 +95,56 @@ def test_many_flights_share_a_record() -> None:
         ]
         assert sum(len(events) for events in enqueues) == 200
         assert len(enqueues) <= 3
+
+    run(story)
+
+
+def test_what_others_put_comes_off_the_records() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+
+        async def records_in_ten_seconds(puts: int) -> int:
+            before, flights = len(await pair.records()), []
+            for number in range(500):
+                jobs = enqueue_of([job_id(1_000 * (puts + 1) + number)])
+                flight = c.Flight([jobs], puts if number % 50 == 0 else 0)
+                flights.append(asyncio.create_task(a.handle_flight(encode(flight))))
+                await asyncio.sleep(0.02)
+            records = len(await pair.records()) - before
+            await asyncio.gather(*flights)
+            return records
+
+        # given thirty PUTs a second, of which others make none, then ten
+        alone, shared = await records_in_ten_seconds(0), await records_in_ten_seconds(10)
+        # then the journal keeps within what is left
+        assert 200 <= alone <= 310
+        assert shared <= alone - 80
+
+    run(story, commit_interval_seconds=1 / 30)
+
+
+def test_packs_that_nobody_refers_to_are_deleted_when_they_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given days that are minutes
+    monkeypatch.setattr(orphans, "ORPHAN_SECONDS", 120.0)
+    monkeypatch.setattr(orphans, "FIRST_LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(orphans, "LOOK_EVERY_SECONDS", 30.0)
+
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        # given packs of which a job needs one
+        needed, orphan = (f"payloads/{int(START * 1000):012x}-{n}" for n in (1, 2))
+        for key in (needed, orphan):
+            await pair.store.put_new(key, b"{}")
+        command = enqueue_of([job_id(1)])
+        command.jobs[0].payload = BlobRef(needed, 0, 2)
+        await pair.ask(a, command)
+        # when it is older than anyone who might still refer to it
+        await asyncio.sleep(90.0)
+        assert orphan in pair.store_keys()
+        await asyncio.sleep(90.0)
+        # then the other one is gone
+        assert orphan not in pair.store_keys()
+        assert needed in pair.store_keys()
 
     run(story)
 

@@ -15,6 +15,7 @@ from jobsvc.errors import InvalidRequest
 from jobsvc.job_frames import ReadyJob
 from jobsvc.jobs import BlobRef, ErrorInfo, Finished, Outcome, WorkerReport
 from jobsvc.object_store import MemoryObjectStore, PutOutcome, StoreError
+from jobsvc.orphans import made_at
 from jobsvc.settings import KIB, Settings
 from jobsvc.simulated_runner import Plan, SimulatedRunner
 from jobsvc.worker import Worker
@@ -492,7 +493,8 @@ async def test_a_large_result_is_stored_before_it_is_reported() -> None:
     await world.until_completed(job)
     result = world.leader.completed[job, 1].result
     assert result is not None and result.data is None and result.ref is not None
-    assert result.ref == BlobRef("results/00000000-0000-0000-0000-000000000001/1", 0, 9 * KIB)
+    assert (result.ref.offset, result.ref.length) == (0, 9 * KIB)
+    assert made_at(result.ref.key) == pytest.approx(START, abs=10.0)
     assert await world.store.get(result.ref.key) == b"x" * (9 * KIB)
 
 
@@ -510,9 +512,9 @@ async def test_output_is_stored_and_counted() -> None:
     world = World()
     (job,) = world.leader.enqueue("talks")
     await world.until_completed(job)
-    assert world.leader.completed[job, 1].log_bytes == 6
-    key = "logs/00000000-0000-0000-0000-000000000001/1/000000"
-    assert await world.store.get(key) == b"hello\n"
+    finished = world.leader.completed[job, 1]
+    assert finished.log is not None and finished.log_bytes == 6
+    assert await world.store.get(finished.log.key) == b"hello\n"
 
 
 @told
@@ -522,6 +524,45 @@ async def test_output_that_cannot_be_stored_costs_no_result() -> None:
     (job,) = world.leader.enqueue("talks")
     assert await world.until_completed(job, seconds=30) == [Outcome.SUCCEEDED]
     assert world.leader.completed[job, 1].log_bytes == 0
+
+
+@told
+async def test_what_ends_fast_shares_packs_and_no_more_are_put_than_the_pace_allows() -> None:
+    # given a service whose leader gives this worker one PUT in two seconds
+    world = World(plans={"prints": Plan(seconds=0.001, content="raw", data=b"r" * 9 * KIB, output=b"said\n")})
+    world.leader.put_interval_seconds = 2.0
+    await world.until(lambda: world.leader.reports)
+    # when hundreds of jobs end, each with output and a large result
+    began = asyncio.get_running_loop().time()
+    jobs = world.leader.enqueue("prints", 400)
+    assert set(await world.until_completed(*jobs)) == {Outcome.SUCCEEDED}
+    seconds = asyncio.get_running_loop().time() - began
+    # then they share few objects, and everything is where the reports say
+    keys = set()
+    for job in jobs:
+        finished = world.leader.completed[job, 1]
+        assert finished.result is not None and finished.result.ref is not None and finished.log is not None
+        assert finished.log_bytes == finished.log.length == 5
+        for ref, expected in ((finished.result.ref, b"r" * 9 * KIB), (finished.log, b"said\n")):
+            assert await world.store.get(ref.key, ref.offset, ref.length) == expected
+            keys.add(ref.key)
+    assert len(keys) <= seconds / 2.0 + 4
+    # and the leader has been told of every PUT
+    await world.until(lambda: sum(report.puts for report in world.leader.reports) == len(keys))
+
+
+@told
+async def test_output_of_a_long_job_is_stored_while_it_runs_at_the_same_pace() -> None:
+    world = World(plans={"chats": Plan(seconds=60.0, output=b"x", output_every_seconds=0.1)})
+    world.leader.put_interval_seconds = 5.0
+    await world.until(lambda: world.leader.reports)
+    (job,) = world.leader.enqueue("chats")
+    await world.until_completed(job)
+    chunks = await world.store.list("logs/")
+    assert 8 <= len(chunks) <= 60 / 5 + 4
+    finished = world.leader.completed[job, 1]
+    stored = sum([len(await world.store.get(key) or b"") for key in chunks])
+    assert finished.log is not None and finished.log_bytes == stored + finished.log.length == 599
 
 
 @told

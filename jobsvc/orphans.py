@@ -1,0 +1,37 @@
+"""Packs that no job refers to: found by the time in their keys, and deleted.
+
+A pack is stored before the command or the report that refers to it. If that is refused, or never arrives, the
+pack stays and nobody knows it. Its key begins with the time at which it was made, as 12 hexadecimal digits of
+milliseconds (a UUIDv7 begins so, too). What is older than a day and not referred to will never be: a
+replica gives up after `request_deadline_seconds`, a worker after `orphan_seconds`, and a leader reads the
+outbox of every worker that it misses within its first minutes, long before it looks here for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+PREFIXES = ("payloads/", "results/")
+ORPHAN_SECONDS = 86_400.0
+FIRST_LOOK_SECONDS = 3_600.0  # of a leadership
+LOOK_EVERY_SECONDS = 6 * 3_600.0
+_TIME_DIGITS = 12
+
+
+def made_at(key: str) -> float | None:
+    """Wall-clock seconds at which a pack was made; None if its key does not tell."""
+    digits = key.rpartition("/")[2].replace("-", "")[:_TIME_DIGITS]
+    try:
+        return int(digits, 16) / 1000 if len(digits) == _TIME_DIGITS else None
+    except ValueError:
+        return None
+
+
+def orphaned(keys: Iterable[str], referred: Container[str], now: float) -> list[str]:
+    """Those of the keys that are old enough and not referred to."""
+    found = []
+    for key in keys:
+        made = made_at(key)
+        if made is not None and made < now - ORPHAN_SECONDS and key not in referred:
+            found.append(key)
+    return found
