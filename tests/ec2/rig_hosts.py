@@ -1,0 +1,130 @@
+"""One instance's host: a systemd of its own in namespaces around a disk of its own.
+
+The host's systemd is the real one, so units, restarts, `systemctl reboot` and `shutdown -h now` are too:
+the kernel ends a pid namespace whose first process asks for a reboot or a halt, and its parent sees which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .rig_disk import host_path, prepare_disk, shown_folders
+
+BOOT_SCRIPT = Path(__file__).with_name("host_boot.sh")
+REBOOT, HALT = signal.SIGHUP, signal.SIGINT  # how the kernel ends a pid namespace that asked for it
+UNSHARED = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
+
+
+class Host:
+    def __init__(self, instance: str, ip: str, folder: Path, namespace: str, cgroup: Path) -> None:
+        self.instance, self.ip, self.folder = instance, ip, folder
+        self._namespace, self._cgroup = namespace, cgroup
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return "ip-" + self.ip.replace(".", "-")
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "written/var/log/journal"
+
+    def create(self, public_key: str, environment: Mapping[str, str]) -> None:
+        prepare_disk(self.folder, self.name, self.ip, public_key, environment)
+
+    def boot(self) -> None:
+        self._cgroup.mkdir(parents=True, exist_ok=True)
+        script = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+        command = ("ip", "netns", "exec", self._namespace, "unshare", *UNSHARED, "sh", str(BOOT_SCRIPT))
+        with open(self.folder / "console.log", "ab") as console:
+            self._process = subprocess.Popen(
+                ["sh", "-c", script, str(self._cgroup), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={
+                    "PATH": os.environ["PATH"],
+                    "HOST_PATH": host_path(),
+                    "HOST": str(self.folder),
+                    "NAME": self.name,
+                    "SHOWN": " ".join(str(path) for path in shown_folders()),
+                },
+            )
+
+    @property
+    def is_up(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def last_word(self) -> str:
+        """Why a host is down: "reboot", "halt", or what its console said last."""
+        assert self._process is not None and self._process.returncode is not None
+        code = self._process.returncode
+        for word, number in (("reboot", REBOOT), ("halt", HALT)):
+            if code in (-number, 128 + number):
+                return word
+        return (self.folder / "console.log").read_text(errors="replace")[-1000:]
+
+    def kill(self) -> None:
+        """As pulling the plug."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            _empty(self._cgroup)
+
+    def wait_until_down(self, seconds: float) -> None:
+        assert self._process is not None
+        self._process.wait(seconds)
+
+    def enter(self, command: str, user: str = "root") -> list[str]:
+        """The command line that runs a command on the host as at its console, whatever the network does."""
+        as_user = ("runuser", "-l", user, "-c", command)
+        return ["nsenter", "-t", str(self._first_process()), "-m", "-p", "-u", "-i", "-n", *as_user]
+
+    def _first_process(self) -> int:
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        if not children:
+            raise RuntimeError(f"{self.instance} is not up")
+        return int(children[0])
+
+    def remove(self) -> None:
+        self.kill()
+        remove_cgroup(self._cgroup)
+
+    def remove_disk(self) -> None:
+        """What the instance loses when it ends; its console and journal stay for who asks why."""
+        for path in (self.folder / "disk", self.folder / "work"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def cgroup_root() -> Path | None:
+    """Where this machine has its cgroup2 tree."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        _, path, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(path)
+    return None
+
+
+def _empty(cgroup: Path) -> None:
+    """Wait until the killed are gone."""
+    deadline = time.monotonic() + 10
+    while any(path.read_text().strip() for path in cgroup.rglob("cgroup.procs")):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes are left in {cgroup}")
+        time.sleep(0.02)
+
+
+def remove_cgroup(cgroup: Path) -> None:
+    folders = sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True)
+    for path in (*folders, cgroup):
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()
