@@ -74,6 +74,7 @@ def test_large_bodies_results_and_output_make_no_more_puts(
         proxy.set("pass")
         stop.set()
         ids = [job_id for each in calls for job_id in each.result()]
+    print(f"{puts / seconds:.1f} PUTs a second; {len(ids) / (seconds + 2):.0f} jobs a second were accepted")
     # then there are no more than of small jobs, though there were more jobs than PUTs
     assert puts <= PUTS_PER_SECOND_MAX * seconds + 10
     assert len(ids) > puts
