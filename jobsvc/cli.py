@@ -1,4 +1,4 @@
-"""The command line: `jobsvc --help`. The commands are in `cli_jobs` and `cli_service`."""
+"""The command line: `jobsvc --help`. The commands are in the modules `cli_*`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_jobs, cli_node, cli_output, cli_service
+from . import cli_cluster, cli_jobs, cli_node, cli_output, cli_service
 
 app = typer.Typer(
     name="jobsvc",
@@ -43,6 +43,7 @@ PANELS = {
         cli_service.workers,
         cli_service.tasks,
     ),
+    "On EC2": (cli_cluster.sweep,),
 }
 for panel, commands in PANELS.items():
     for command in commands:

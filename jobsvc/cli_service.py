@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,10 @@ HostOption = Annotated[
     str | None, typer.Option(help="Beyond loopback, JOBSVC_TOKEN must be set.", show_default="127.0.0.1")
 ]
 S3EndpointOption = Annotated[str | None, typer.Option(help="For S3 that is not AWS.")]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="CLUSTER.yaml", help="All of this cluster on EC2.", show_default=False),
+]
 QueueArgument = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False)]
 
 
@@ -93,10 +98,14 @@ def up(
         print_rows(("what", "where"), rows)
 
 
-def down(service: ServiceOption = "jobsvc", json: JsonOption = False) -> None:
-    """End the service and everything that `up` started for it. The journal stays."""
+def down(service: ServiceOption = "jobsvc", cluster: ClusterOption = None, json: JsonOption = False) -> None:
+    """End the service and everything that `up` started for it; or a cluster on EC2. The journal stays."""
     from . import service as services
+    from .cli_cluster import down_cluster
 
+    if cluster is not None:
+        down_cluster(cluster, json)
+        return
     with errors_as_exit_codes():
         ended = services.down(service, say=say)
         if json:

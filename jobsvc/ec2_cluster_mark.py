@@ -8,8 +8,8 @@ A statement is an object that is never changed, `cluster/state/NAME/<number>-dow
 number holds. Two that are made at the same time may have one number; then the cluster is down, because what
 is ended wrongly comes back by one command, and what goes on wrongly costs money unseen.
 
-A head that starts says "up", whoever started it: `down` goes on ending machines until none is left, so a head
-that a guard had just begun to build is ended too, and has no last word that would matter.
+A head that a person starts says "up"; one that a guard starts says nothing. `down` ends machines until none
+is left, so a head that a guard had just begun to build is ended too.
 """
 
 from __future__ import annotations

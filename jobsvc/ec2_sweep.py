@@ -11,7 +11,7 @@ live     a head is pending or running. All machines that are up are the cluster'
 guarded  no head, but a manager's machine is up, and the guard on it may be bringing a new head right now,
          which will take the workers over. EC2 does not say for how long that has been so (a machine's launch
          time is not the time its head died), so nothing that is up is ended; it is reported until somebody
-         says `dead`.
+         says `dead`. After `down` has told the guards to stand still, such a cluster is gone.
 gone     neither of them, or the operator says that the cluster is dead: everything with the tag is left
          behind.
 
@@ -108,11 +108,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 # --- judging --------------------------------------------------------------------------------------
 
 
-def judge(
-    cluster: str, found: Found, *, manager_types: frozenset[str], now: float, dead: bool = False
-) -> Report:
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose things are judged, and what is known beside EC2's lists."""
+
+    cluster: str
+    manager_types: frozenset[str] = frozenset()  # node types, other than the head's, that have a guard
+    dead: bool = False  # the operator says so: no head protects anything
+    guards_stand_still: bool = False  # they have been told that the cluster is not wanted
+
+
+def judge(case: Case, found: Found, now: float) -> Report:
     """What is left behind of all that was found. Ends nothing."""
-    standing, problems = _standing(found.instances, manager_types, dead)
+    standing, problems = _standing(case, found.instances)
     instances = [_judge_instance(each, standing) for each in found.instances or ()]
     verdicts = {each.id: each.verdict for each in instances}
     items = [*instances]
@@ -120,7 +127,7 @@ def judge(
     items += [_judge_address(each, standing, verdicts) for each in found.addresses or ()]
     items += _strays(found, verdicts)
     return Report(
-        cluster=cluster,
+        cluster=case.cluster,
         standing=standing,
         items=items,
         problems=problems,
@@ -128,22 +135,30 @@ def judge(
     )
 
 
-def _standing(
-    instances: list[Instance] | None, manager_types: frozenset[str], dead: bool
-) -> tuple[str, list[str]]:
+def _standing(case: Case, instances: list[Instance] | None) -> tuple[str, list[str]]:
+    """Live, guarded, gone or unknown; and what somebody should look at."""
     if instances is None:
         return "unknown", []
-    heads = [each.id for each in instances if each.is_up and each.kind == HEAD]
-    managers = [each.id for each in instances if each.is_up and each.node_type in manager_types]
-    if dead:
+    if case.dead:
         return "gone", []
+    heads = [each.id for each in instances if each.is_up and each.kind == HEAD]
+    managers = [each.id for each in instances if each.is_up and each.node_type in case.manager_types]
     if heads:
-        text = "the cluster has more than one head: {}; end the one that is not wanted, or all with --dead"
-        return "live", [text.format(", ".join(heads))] if len(heads) > 1 else []
-    if managers:
-        text = "no head is up, but {} is: its guard may be bringing a new one; if not, use --dead"
-        return "guarded", [text.format(", ".join(managers))]
+        return "live", _problems_with(heads, case)
+    if managers and not case.guards_stand_still:
+        names = ", ".join(managers)
+        return "guarded", [f"no head is up, but {names} may be bringing one; if that is not so, use --dead"]
     return "gone", []
+
+
+def _problems_with(heads: list[str], case: Case) -> list[str]:
+    names = ", ".join(heads)
+    problems = []
+    if len(heads) > 1:
+        problems.append(f"there is more than one head: {names}; end the one that is not wanted")
+    if case.guards_stand_still:
+        problems.append(f"the cluster was taken down, but its head is up: {names}; take it down once more")
+    return problems
 
 
 def _judge_instance(instance: Instance, standing: str) -> Item:
@@ -236,19 +251,10 @@ class Sweep:
     """One sweep of one cluster: what it has seen, ended, and been refused."""
 
     def __init__(
-        self,
-        ec2: Ec2,
-        cluster: str,
-        manager_types: frozenset[str],
-        *,
-        dead: bool = False,
-        say: Say = lambda _: None,
-        clock: Clock | None = None,
+        self, ec2: Ec2, case: Case, *, say: Say = lambda _: None, clock: Clock | None = None
     ) -> None:
         self._ec2 = ec2
-        self._cluster = cluster
-        self._manager_types = manager_types
-        self._dead = dead
+        self._case = case
         self._say = say
         self._clock = clock or Clock()
         self._found = Found(None, None, None)
@@ -260,18 +266,12 @@ class Sweep:
         """What there is now, and what this sweep has ended."""
         errors: list[Ec2Error] = []
         self._found = Found(
-            _answer(lambda: self._ec2.instances(self._cluster), errors),
-            _answer(lambda: self._ec2.volumes(self._cluster), errors),
-            _answer(lambda: self._ec2.addresses(self._cluster), errors),
+            _answer(lambda: self._ec2.instances(self._case.cluster), errors),
+            _answer(lambda: self._ec2.volumes(self._case.cluster), errors),
+            _answer(lambda: self._ec2.addresses(self._case.cluster), errors),
             tuple(errors),
         )
-        report = judge(
-            self._cluster,
-            self._found,
-            manager_types=self._manager_types,
-            now=self._clock.now(),
-            dead=self._dead,
-        )
+        report = judge(self._case, self._found, self._clock.now())
         return self._with_memory(report)
 
     def end(self, wait_seconds: float = WAIT_SECONDS) -> Report:
@@ -285,7 +285,7 @@ class Sweep:
             else:
                 quiet_looks += 1
                 # who has touched nothing and was told nothing need not look twice
-                if quiet_looks == SETTLED_LOOKS or not (self._ended or self._dead):
+                if quiet_looks == SETTLED_LOOKS or not (self._ended or self._case.dead):
                     return report
             if self._clock.now() >= deadline:
                 return self.look()
@@ -309,7 +309,7 @@ class Sweep:
     def _in_order(self, instances: list[Instance]) -> list[Instance]:
         """First what would start machines again: the head's autoscaler and the guard."""
         return sorted(
-            instances, key=lambda each: each.kind != HEAD and each.node_type not in self._manager_types
+            instances, key=lambda each: each.kind != HEAD and each.node_type not in self._case.manager_types
         )
 
     def _note(self, item: Item, error: Ec2Error | None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from moto import mock_aws
 
 from jobsvc.ec2_instances import Ec2
-from jobsvc.ec2_sweep import Report, Sweep, Verdict
+from jobsvc.ec2_sweep import Case, Report, Sweep, Verdict
 
 from .ec2_world import CLUSTER, Ec2World, FlakyClient, TurnedClock, refusal
 
@@ -24,11 +24,16 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ec2World]:
 
 
 def sweep_of(
-    world: Ec2World, *, dead: bool = False, client: Any = None, clock: TurnedClock | None = None
+    world: Ec2World,
+    *,
+    dead: bool = False,
+    guards_stand_still: bool = False,
+    client: Any = None,
+    clock: TurnedClock | None = None,
 ) -> Sweep:
     clock = clock or TurnedClock()
-    ec2 = Ec2(client or world.client, sleep=clock.sleep)
-    return Sweep(ec2, CLUSTER, MANAGERS, dead=dead, clock=clock)
+    case = Case(cluster=CLUSTER, manager_types=MANAGERS, dead=dead, guards_stand_still=guards_stand_still)
+    return Sweep(Ec2(client or world.client, sleep=clock.sleep), case, clock=clock)
 
 
 def verdicts(report: Report) -> dict[str, Verdict]:
@@ -139,6 +144,22 @@ def test_without_a_head_a_manager_may_be_bringing_one(world: Ec2World) -> None:
     # until somebody says that the cluster is dead
     assert sweep_of(world, dead=True).end().is_clean
     assert world.states() == {}
+
+
+def test_a_guard_that_was_told_to_stand_still_brings_no_head(world: Ec2World) -> None:
+    # given a `down` that was interrupted: the head has ended, the others are up
+    machines = world.whole_cluster()
+    world.client.terminate_instances(InstanceIds=machines[:1])
+    assert sweep_of(world, guards_stand_still=True).end().is_clean
+    assert world.states() == {}
+
+
+def test_a_head_protects_even_a_cluster_that_was_taken_down(world: Ec2World) -> None:
+    # given a head that somebody started after `down`, and that has not said so yet
+    machines = world.whole_cluster()
+    report = sweep_of(world, guards_stand_still=True).end()
+    assert set(machines) <= set(world.states())
+    assert machines[0] in report.problems[0] and not report.is_clean
 
 
 def test_two_heads_are_reported_and_left_alone(world: Ec2World) -> None:
