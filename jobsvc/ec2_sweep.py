@@ -10,8 +10,9 @@ live     a head is pending or running. All machines that are up are the cluster'
          addresses. A loose volume that is young may be on its way to a machine, and stays.
 guarded  no head, but a manager's machine is up, and the guard on it may be bringing a new head right now,
          which will take the workers over. EC2 does not say for how long that has been so (a machine's launch
-         time is not the time its head died), so nothing that is up is ended; it is reported until somebody
-         says `dead`. After `down` has told the guards to stand still, such a cluster is gone.
+         time is not the time its head died), so nothing that is up is ended, and no address given back; both
+         are reported until somebody says `dead`. After `down` has told the guards to stand still, such a
+         cluster is gone.
 gone     neither of them, or the operator says that the cluster is dead: everything with the tag is left
          behind.
 
@@ -208,6 +209,8 @@ def _judge_address(address: Address, standing: str, verdicts: dict[str, Verdict]
     state = "associated" if address.association else "free"
     if standing == "unknown":
         verdict, why = Verdict.UNSURE, "it is not known which machines live"
+    elif not address.association and standing == "guarded":
+        verdict, why = Verdict.UNSURE, "associated with nothing, but perhaps with the next head"
     elif not address.association:
         verdict, why = Verdict.END, "associated with nothing"
     elif address.instance:
