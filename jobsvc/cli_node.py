@@ -139,6 +139,17 @@ def service(
         services.up(chosen, token=secret_of(".jobsvc/token"), ray_address=address, say=say)
 
 
+def guard(data: ClusterData, s3_endpoint_url: ClusterEndpoint = None) -> None:
+    """On the manager node: bring back a head that is gone. Runs until it is ended."""
+    from .guard_machine import run_guard
+    from .logs import log_as_json
+
+    with errors_as_exit_codes():
+        chosen = from_environment(os.environ, data=data, s3_endpoint_url=s3_endpoint_url)
+        log_as_json(chosen.log_level)
+        asyncio.run(run_guard(chosen, os.environ))
+
+
 # --- what was said ---------------------------------------------------------------------------------------
 
 
@@ -162,6 +173,7 @@ def cluster_settings(
         data=data,
         port=port,
         host="0.0.0.0",
+        spread=True,
         tasks=tuple(tasks) if tasks else None,
         s3_endpoint_url=s3_endpoint_url,
     )

@@ -27,7 +27,7 @@ from . import decisions, job_views, orphans, retirement
 from .commit_loop import CommitLoop, Peer
 from .errors import Refusal
 from .events import EpochBegan, Event
-from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, WorkerOrders, WorkerReport
+from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .object_store import ObjectStore, PutOutcome, StoreError
 from .put_pace import worker_interval_seconds
@@ -163,7 +163,7 @@ class Leader:
         """Answer from memory; whoever tells others waits for `commits.settled` first."""
         match query:
             case c.GetJobs():
-                return job_views.get_jobs(self.state, query)
+                return self._with_pools(job_views.get_jobs(self.state, query))
             case c.GetPayload():
                 return job_views.get_payload(self.state, query)
             case c.ListJobs():
@@ -177,6 +177,15 @@ class Leader:
             case c.GetWorkers():
                 return self.workers()
         return Refusal("invalid", "unknown request")
+
+    def _with_pools(self, found: c.Found) -> c.Found:
+        """A queued job waits for a worker, and that perhaps for a machine."""
+        for view in found.items:
+            if isinstance(view, c.JobView) and view.state is State.QUEUED and view.waiting is not None:
+                pool = self.pool_views.get(view.options.pool)
+                if pool is not None and pool.waiting is not None:
+                    view.waiting += f": {pool.waiting}"
+        return found
 
     def workers(self) -> c.Workers:
         now = self._loop.time()

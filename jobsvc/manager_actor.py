@@ -25,6 +25,7 @@ import uuid_utils
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
+from . import autoscaler_view
 from .actor_titles import keep_title
 from .commands import ManagerStatus
 from .errors import DataMissing, Fatal, StoreUnfit, Unavailable
@@ -34,6 +35,7 @@ from .logs import log_as_json
 from .manager import Manager
 from .metrics import RayMetrics
 from .s3_store import open_store
+from .scaling import Machines
 from .settings import PoolSettings, decode_settings
 
 PUSH_SECONDS = 2.0
@@ -156,6 +158,9 @@ class WorkerFleet:
         for name in found:
             self._watch(name)
         return found
+
+    async def machines(self) -> Machines | None:
+        return await autoscaler_view.machines()
 
     def _watch(self, name: str) -> None:
         if name not in self._watched:
@@ -339,7 +344,8 @@ def start_managers(settings_text: str) -> None:
             "num_cpus": 0,
             "enable_task_events": False,
         }
-        if resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
+        # A manager that must have a machine of its own waits for it; the other one leads meanwhile.
+        if settings.spread or resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
             options["resources"] = {MANAGER_RESOURCE: 1}
         actor.options(**options).remote(name, settings_text)
 

@@ -16,12 +16,14 @@ from . import commands as c
 from .errors import Unavailable
 from .jobs import State
 from .leader import Leader
-from .scaling import wanted_workers
+from .scaling import Machines, outlook, shape_of, wanted_workers
 from .settings import PoolSettings, Settings
 from .worker_registry import KnownWorker
 
 LOOK_SECONDS = 1.0
 STARTS_MAX = 8  # of one pool in one look
+PATIENCE_SECONDS = 3.0  # a worker on a machine that is there has started by then, mostly
+MACHINES_EVERY_SECONDS = 3.0
 MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
 
 
@@ -36,6 +38,10 @@ class Fleet(Protocol):
         """Name -> pool of every worker that exists or is being started. Raises Unavailable."""
         ...
 
+    async def machines(self) -> Machines | None:
+        """What is being done about machines that are not there; None if nobody can say."""
+        ...
+
 
 class PoolScaler:
     """One for each leadership."""
@@ -47,6 +53,9 @@ class PoolScaler:
         self._started = 0
         self._missing: dict[str, int] = {}
         self._look_now = asyncio.Event()
+        self._starting_since: dict[str, float] = {}
+        self._machines: Machines | None = None
+        self._machines_at = float("-inf")
 
     def look_now(self) -> None:
         """Something has changed: do not wait for the second to end."""
@@ -95,7 +104,7 @@ class PoolScaler:
             job_seconds=measured.seconds if measured is not None else None,
         )
         starting = [name for name in staying if name not in workers or not workers[name].reported]
-        waiting = f"{len(starting)} workers to start" if starting else None
+        waiting = await self._waiting(pool, pool_settings, len(starting))
         leader.pool_views[pool] = c.PoolView(
             pool, wanted, len(staying), pool_settings.min_workers, pool_settings.max_workers, waiting
         )
@@ -107,6 +116,23 @@ class PoolScaler:
                 pool_settings, [workers[n] for n in staying if n in workers], len(staying) - wanted
             )
         await self._end_stuck(pool_settings, [workers[n] for n in names if n in workers])
+
+    async def _waiting(self, pool: str, pool_settings: PoolSettings, starting: int) -> str | None:
+        """What a pool's missing workers wait for, in words."""
+        now = asyncio.get_running_loop().time()
+        if not starting:
+            self._starting_since.pop(pool, None)
+            return None
+        text = f"{starting} worker{'s' if starting > 1 else ''} to start"
+        if now - self._starting_since.setdefault(pool, now) < PATIENCE_SECONDS:
+            return text  # they have a machine, and will be there in a moment
+        if now - self._machines_at > MACHINES_EVERY_SECONDS:
+            self._machines_at = now
+            self._machines = await self._fleet.machines()
+        why = None
+        if self._machines is not None:
+            why = outlook(self._machines, shape_of(pool_settings), self._leader.commits.now())
+        return f"{text}: {why}" if why else text
 
     def _load(self, pool: str) -> tuple[int, int]:
         """Queued jobs of a pool (paused queues do not count), and running ones."""

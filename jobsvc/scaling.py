@@ -8,7 +8,10 @@ measured seconds per job, so a lost message or a new leader cannot leave a pool 
 
 from __future__ import annotations
 
+import datetime
 import math
+
+import msgspec
 
 from .settings import PoolSettings
 
@@ -37,3 +40,59 @@ def wanted_workers(pool: PoolSettings, *, queued: int, running: int, job_seconds
     for_the_work = math.ceil(work / pool.target_drain_seconds) if pool.target_drain_seconds > 0 else queued
     wanted = min(max(for_the_work, 1 if queued + running else 0), queued + running)
     return max(pool.min_workers, min(wanted, pool.max_workers))
+
+
+# --- what a pool waits for -----------------------------------------------------------------------
+
+RECENT_SECONDS = 300.0
+
+
+class MachineRequest(msgspec.Struct, frozen=True):
+    """Machines of one type that were asked for. `problem` is what the cloud said, if it refused."""
+
+    node_type: str
+    count: int
+    at: float  # wall-clock seconds
+    problem: str | None = None
+
+
+class Machines(msgspec.Struct, frozen=True):
+    """What Ray's autoscaler is doing about resources that are not there."""
+
+    requested: list[MachineRequest] = []
+    starting: int = 0  # machines that exist and are not ready
+    refused: list[MachineRequest] = []
+    impossible: list[dict[str, float]] = []  # resources that no machine type has
+
+
+def shape_of(pool: PoolSettings) -> dict[str, float]:
+    """The resources of one worker, by Ray's names."""
+    shape = {"CPU": pool.num_cpus, "GPU": pool.num_gpus, "memory": float(pool.memory_bytes or 0)}
+    return {name: amount for name, amount in (shape | pool.resources).items() if amount}
+
+
+def outlook(machines: Machines, shape: dict[str, float], now: float) -> str | None:
+    """Why workers of this shape are not there yet, in words; None if the autoscaler has nothing to say."""
+    if shape in machines.impossible:
+        named = ", ".join(f"{name}: {amount:g}" for name, amount in sorted(shape.items()))
+        return f"no machine type of the cluster has this pool's shape ({named})"
+    count = sum(request.count for request in machines.requested) + machines.starting
+    parts = []
+    if count:
+        since = min((request.at for request in machines.requested), default=None)
+        parts.append(f"waiting for {count} machine{'s' if count > 1 else ''}{_since(since)}")
+    refused = [request for request in machines.refused if now - request.at < RECENT_SECONDS]
+    if refused:
+        latest = max(refused, key=lambda request: request.at)
+        parts.append(f"{latest.node_type} was refused: {_one_line(latest.problem)}")
+    return "; ".join(parts) or None
+
+
+def _since(at: float | None) -> str:
+    if at is None:
+        return ""
+    return f" since {datetime.datetime.fromtimestamp(at, datetime.UTC):%H:%M:%S} UTC"
+
+
+def _one_line(text: str | None, characters_max: int = 200) -> str:
+    return " ".join((text or "no reason was given").split())[:characters_max]

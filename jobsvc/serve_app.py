@@ -8,13 +8,15 @@ A replica gets its settings with its code; the token travels as the path of a fi
 user can read.
 
 Where the cluster has the custom resource `jobsvc_http`, replicas are placed only there: a replica, like every
-living actor, keeps its node from being scaled down.
+living actor, keeps its node from being scaled down. With `spread` they are divided over two such machines,
+and each of these has a proxy: two ways in. Nobody waits for the second machine, which may come minutes later.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import sys
 import time
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 HTTP_RESOURCE = "jobsvc_http"
 DEPLOYMENT_NAME = "http"
+WAYS_IN = 2
 ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wait for each other
 GC_THRESHOLDS = (20_000, 50, 100)
 
@@ -78,7 +81,8 @@ def deploy(settings_text: str, port: int, token_file: str | None, replicas: int)
     """Managers, then Serve. Idempotent; returns when the application is running."""
     settings = decode_settings(settings_text)
     start_managers(settings_text)
-    serve.start(proxy_location="HeadOnly", http_options={"host": settings.host, "port": port})
+    where = "EveryNode" if settings.spread else "HeadOnly"  # every node with a replica, that is
+    serve.start(proxy_location=where, http_options={"host": settings.host, "port": port})
     ingress: Any = serve.ingress(app_builder(settings_text, token_file))
     application = serve.deployment(
         name=DEPLOYMENT_NAME,
@@ -91,13 +95,17 @@ def deploy(settings_text: str, port: int, token_file: str | None, replicas: int)
         logging_config={"enable_access_log": False},
     )(ingress(_Replica))
     bound: Any = application.bind()
-    serve.run(bound, name=settings.service, route_prefix="/", blocking=False)
+    target = serve.RunTarget(bound, name=settings.service, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=not settings.spread)
 
 
 def replica_options(settings: Settings) -> dict[str, Any]:
     """A replica waits most of the time; it must not take a job's CPU."""
     options: dict[str, Any] = {"num_cpus": 0}
-    if ray.cluster_resources().get(HTTP_RESOURCE, 0) > 0:  # type: ignore[no-untyped-call]
+    if settings.spread:
+        on_each = max(1, -(-settings.replicas // WAYS_IN))
+        options["resources"] = {HTTP_RESOURCE: math.floor(1000 / on_each) / 1000}
+    elif ray.cluster_resources().get(HTTP_RESOURCE, 0) > 0:  # type: ignore[no-untyped-call]
         options["resources"] = {HTTP_RESOURCE: 0.001}
     return options
 

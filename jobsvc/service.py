@@ -137,7 +137,7 @@ def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
         except OSError as error:
             raise InvalidRequest(f"{folder} cannot be used: {error.strerror}", "data") from error
         changes["data"] = str(folder)
-    if settings.pools == Settings().pools:
+    if settings.pools == Settings().pools and not settings.spread:
         cores = os.cpu_count() or 1
         changes["pools"] = {"default": PoolSettings(min_workers=1, max_workers=cores)}
     if settings.proxy == "haproxy" and not has_haproxy():

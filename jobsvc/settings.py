@@ -93,6 +93,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # how Ray Serve lets HTTP in
     proxy: Literal["haproxy", "python"] = "haproxy"  # Serve's two proxies; see serve_proxy.py
     replicas: int = 2
+    # managers, and ways in, each on a machine of its own: those with `jobsvc_manager` and `jobsvc_http`
+    spread: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:

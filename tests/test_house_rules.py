@@ -36,7 +36,7 @@ LAYERS = {
           tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics manager_status actor_titles builtin_tasks
           process_tree job_output job_process job_child job_runner
-          leader_links manager_actor worker_actor
+          leader_links autoscaler_view manager_actor worker_actor
           discovery ports ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
           http_jobs http_operations http_service http_streams http_api
@@ -54,6 +54,7 @@ ENTRY_POINTS = {"__init__", "__main__", "cli", "faulty_store", "simulated_runner
 RIMS = {
     "ray": {
         "actor_titles",
+        "autoscaler_view",
         "leader_links",
         "manager_actor",
         "metrics",

@@ -358,6 +358,9 @@ class SimulatedFleet:
             raise Unavailable("no list of actors")
         return dict(self._world.fleet)
 
+    async def machines(self) -> None:
+        return None
+
 
 # --- clients -----------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from jobsvc.journal import LogReader
 from jobsvc.log_records import Record
 from jobsvc.manager import Manager
 from jobsvc.object_store import MemoryObjectStore
+from jobsvc.scaling import Machines
 from jobsvc.settings import PoolSettings, Settings
 
 from ..simulation import virtual_loop
@@ -66,6 +67,7 @@ class FakeFleet:
         self.there: dict[str, str] = {}
         self.started: list[str] = []
         self.ended: list[str] = []
+        self.outlook: Machines | None = None
 
     async def start(self, pool: str, name: str) -> None:
         self.started.append(name)
@@ -77,6 +79,9 @@ class FakeFleet:
 
     async def names(self) -> dict[str, str]:
         return dict(self.there)
+
+    async def machines(self) -> Machines | None:
+        return self.outlook
 
 
 class SlowStore(MemoryObjectStore):

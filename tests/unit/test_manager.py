@@ -14,6 +14,7 @@ from jobsvc.events import JobsEnqueued, JobsLeased
 from jobsvc.jobs import BlobRef, NotLeader, Outcome, Result, State, encode, id_text
 from jobsvc.object_store import PutOutcome, StoreError
 from jobsvc.queue_snapshot import check_invariants, fingerprint
+from jobsvc.scaling import MachineRequest, Machines
 from jobsvc.settings import PoolSettings
 
 from .manager_world import START, Pair, done, enqueue_of, run, until
@@ -634,3 +635,25 @@ def test_a_worker_that_was_asked_to_leave_and_does_not_is_ended() -> None:
 
     pools = {"default": PoolSettings(max_workers=0, idle_seconds=1.0)}
     run(story, lease_seconds=6.0, heartbeat_seconds=1.0, pools=pools)
+
+
+def test_a_job_says_which_machines_its_pool_waits_for() -> None:
+    async def story(pair: Pair) -> None:
+        # given workers that do not start, and an autoscaler that has asked for machines
+        a, _ = await pair.leader_and_standby()
+        pair.fleet.outlook = Machines(requested=[MachineRequest("worker-a", 2, START)])
+        [job] = await pair.enqueue(a, 1)
+        # then the job says so after a moment
+        await until(lambda: "machines" in str(a.leader and a.leader.pool_views["default"].waiting))
+        [found] = await pair.ask(a, c.GetJobs([job]))
+        said = "for a worker of pool default: 1 worker to start: waiting for 2 machines since 13:46:40 UTC"
+        assert found.items[0].waiting == said
+        # and no longer when a worker is there
+        [name] = pair.fleet.started
+        waiting = asyncio.create_task(pair.report(a, name, wait_seconds=20.0))
+        await until(lambda: a.leader is not None and a.leader.pool_views["default"].waiting is None)
+        [found] = await pair.ask(a, c.GetJobs([job]))
+        assert found.items[0].waiting == "for a worker of pool default"
+        waiting.cancel()
+
+    run(story, pools={"default": PoolSettings(max_workers=5)})

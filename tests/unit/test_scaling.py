@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobsvc.scaling import JobSeconds, wanted_workers
+from jobsvc.scaling import JobSeconds, MachineRequest, Machines, outlook, shape_of, wanted_workers
 from jobsvc.settings import PoolSettings
 
 POOL = PoolSettings(min_workers=0, max_workers=100, target_drain_seconds=10.0)
@@ -54,3 +54,33 @@ def test_the_measure_follows_the_latest_reports() -> None:
     assert seconds.seconds == pytest.approx(3.0)  # one report is not the truth
     seconds.add(1000, 100.0)
     assert seconds.seconds == pytest.approx(0.1, rel=0.01)  # many are
+
+
+# --- what a pool waits for --------------------------------------------------------------------------
+
+
+NOON = 1_800_014_400.0  # 12:00:00 UTC
+SHAPE = shape_of(PoolSettings(num_cpus=4, num_gpus=1, resources={"licence": 1}))
+
+
+def test_a_pool_waits_for_machines_since_they_were_asked_for() -> None:
+    asked = [MachineRequest("worker-a", 1, NOON), MachineRequest("worker-b", 2, NOON + 5)]
+    said = outlook(Machines(requested=asked), SHAPE, NOON + 9)
+    assert said == "waiting for 3 machines since 12:00:00 UTC"
+    assert outlook(Machines(starting=1), SHAPE, NOON) == "waiting for 1 machine"
+
+
+def test_what_the_cloud_refused_is_said_in_its_own_words_for_a_while() -> None:
+    refused = MachineRequest("worker-a", 1, NOON, "InsufficientInstanceCapacity:\n no m6i.xlarge")
+    machines = Machines(requested=[MachineRequest("worker-b", 1, NOON)], refused=[refused])
+    assert outlook(machines, SHAPE, NOON + 10) == (
+        "waiting for 1 machine since 12:00:00 UTC; "
+        "worker-a was refused: InsufficientInstanceCapacity: no m6i.xlarge"
+    )
+    assert outlook(Machines(refused=[refused]), SHAPE, NOON + 10_000) is None
+
+
+def test_a_shape_that_no_machine_has_is_named() -> None:
+    said = outlook(Machines(impossible=[SHAPE]), SHAPE, NOON)
+    assert said == "no machine type of the cluster has this pool's shape (CPU: 4, GPU: 1, licence: 1)"
+    assert outlook(Machines(impossible=[SHAPE]), shape_of(PoolSettings()), NOON) is None
