@@ -48,7 +48,7 @@ from typing import Any, Self
 
 from . import rig_net
 from .rig_disk import USER, host_path
-from .rig_hosts import cgroup_root, remove_cgroup
+from .rig_hosts import NotUp, cgroup_root, remove_cgroup
 from .rig_keeper import Keeper, moment
 from .rig_net import Network, inside
 from .rig_services import Instance, Services
@@ -263,19 +263,44 @@ class Rig:
             raise AssertionError(f"{command!r} on {instance} ended with {done.returncode}: {done.stderr}")
         return done.stdout
 
+    def ssh(self, instance: str, command: str, *, timeout: float = 60.0, check: bool = True) -> str:
+        """What a shell command says when the operator logs in over the network."""
+        options = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=3")
+        login = ["ssh", "-q", "-i", str(self.state / "key"), *(f"-o{each}" for each in options)]
+        where = f"{USER}@{self.instance(instance).ip}"
+        return self.operator([*login, where, command], timeout=timeout, check=check).stdout
+
+    def launch(self, count: int = 1, **asked: Any) -> list[str]:
+        """Instances without Ray, by RunInstances as the operator; their ids, when the hosts are up."""
+        with inside(self.network.namespace("operator")):
+            answer = self.client("ec2").run_instances(
+                **{
+                    "ImageId": IMAGE,
+                    "InstanceType": "m5.large",
+                    "MinCount": count,
+                    "MaxCount": count,
+                    "InstanceInitiatedShutdownBehavior": "terminate",
+                    "MetadataOptions": {"HttpTokens": "required", "InstanceMetadataTags": "enabled"},
+                    **asked,
+                }
+            )
+        started = [each["InstanceId"] for each in answer["Instances"]]
+        for each in started:
+            self.wait_until_up(each)
+        return started
+
     def wait_until_up(self, instance: str, seconds: float = 30.0) -> None:
         """Until the host has booted: its units are started, and it takes logins."""
-        command = "systemctl is-system-running --wait; ss -Hltn sport = :22 | grep -q ."
+        command = "systemctl is-system-running; ss -Hltn sport = :22"
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                self.run_on(instance, command, user="root", timeout=seconds)
-                return
-            except (AssertionError, KeyError, RuntimeError, FileNotFoundError):
-                if time.monotonic() > deadline:
-                    raise
-                self.keeper.check()
-                time.sleep(0.05)
+        said = ""
+        while not ("running" in said or "degraded" in said) or ":22" not in said:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{instance} does not come up: {said}")
+            self.keeper.check()
+            with contextlib.suppress(KeyError, NotUp, subprocess.TimeoutExpired):
+                said = self.run_on(instance, command, user="root", timeout=5, check=False)
+            time.sleep(0.05)
 
     def boots(self, instance: str) -> int:
         return self.keeper.of(instance).boots

@@ -51,6 +51,8 @@ UNITS = (
     "systemd-journald.socket",
     "systemd-journald-dev-log.socket",
     "systemd-journal-flush.service",
+    "dbus.service",
+    "dbus.socket",
 )
 SSH_UNIT = """[Unit]
 Description=Remote logins
@@ -173,7 +175,7 @@ def _write_units(written: Path) -> None:
     wanted = {
         "multi-user.target.wants": ["ssh.service"],
         "sysinit.target.wants": ["systemd-journald.service", "systemd-journal-flush.service"],
-        "sockets.target.wants": ["systemd-journald.socket", "systemd-journald-dev-log.socket"],
+        "sockets.target.wants": ["systemd-journald.socket", "systemd-journald-dev-log.socket", "dbus.socket"],
     }
     for folder, names in wanted.items():
         (units / folder).mkdir()

@@ -22,6 +22,10 @@ REBOOT, HALT = signal.SIGHUP, signal.SIGINT  # how the kernel ends a pid namespa
 UNSHARED = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
 
 
+class NotUp(Exception):
+    """The host is down, or has just begun to boot."""
+
+
 class Host:
     def __init__(self, instance: str, ip: str, folder: Path, namespace: str, cgroup: Path) -> None:
         self.instance, self.ip, self.folder = instance, ip, folder
@@ -89,11 +93,16 @@ class Host:
         return ["nsenter", "-t", str(self._first_process()), "-m", "-p", "-u", "-i", "-n", *as_user]
 
     def _first_process(self) -> int:
+        """The host's systemd: before it runs, the host's files are not where it will have them."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        if not children:
-            raise RuntimeError(f"{self.instance} is not up")
-        return int(children[0])
+        pid = self._process.pid
+        try:
+            child = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+            if Path(f"/proc/{child}/exe").readlink().name == "systemd":
+                return child
+        except (FileNotFoundError, IndexError):
+            pass
+        raise NotUp(f"{self.instance} is not up")
 
     def remove(self) -> None:
         self.kill()
