@@ -6,6 +6,7 @@ without an answer its finding says "not checked". Only what AWS has answered is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -73,6 +74,7 @@ def boto3_clients(cluster: ClusterFile) -> Clients:
         s3={"addressing_style": "path"} if cluster.s3_endpoint_url else {},
     )
 
+    @functools.cache
     def client(service: str) -> Any:
         endpoint = cluster.s3_endpoint_url if service == "s3" else None
         return session.client(service, region_name=cluster.region, endpoint_url=endpoint, config=config)
@@ -151,23 +153,22 @@ def bucket(question: Question) -> Complaints:
         return
     s3 = question.client("s3")
     try:
-        answer = s3.head_bucket(Bucket=name)
+        answer, code = s3.head_bucket(Bucket=name), ""
     except ClientError as error:
-        answer = error.response
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in ("404", "NoSuchBucket"):
-            yield f"bucket {name} does not exist: aws s3 mb s3://{name} --region {cluster.region}"
-            return
-        if code in ("403", "AccessDenied"):
-            yield f"bucket {name}: access is refused; it may be another account's"
-            return
-        if code not in ("301", "PermanentRedirect"):
-            raise
+        answer, code = error.response, error.response.get("Error", {}).get("Code", "")
+    if code in ("404", "NoSuchBucket"):
+        yield f"bucket {name} does not exist: aws s3 mb s3://{name} --region {cluster.region}"
+        return
     region = answer["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region", cluster.region)
     if region != cluster.region and not cluster.s3_endpoint_url:
         yield f"bucket {name} is in {region}, the machines in {cluster.region}: slow, and traffic is paid for"
         return
-    yield from _rules(s3, name, f"{prefix}/")
+    try:
+        yield from _rules(s3, name, f"{prefix}/")
+    except ClientError:
+        if not code:
+            raise
+        yield f"bucket {name}: S3 says {code}; it may be another account's"  # no right to list is not enough
 
 
 def _rules(s3: Any, bucket: str, folder: str) -> Complaints:
@@ -197,7 +198,7 @@ def _place(cluster: ClusterFile) -> tuple[str, str]:
 
 def images(question: Question) -> Complaints:
     ec2, region = question.client("ec2"), question.cluster.region
-    for image_id in question.chosen("ImageId"):
+    for image_id in (each for each in question.chosen("ImageId") if each.startswith("ami-")):
         codes = "InvalidAMIID.NotFound InvalidAMIID.Malformed InvalidAMIID.Unavailable"
         answer = _unless(codes, ec2.describe_images, ImageIds=[image_id])
         if not answer or not answer["Images"]:
@@ -220,7 +221,7 @@ def images(question: Question) -> Complaints:
                 )
             architectures = question.types.get(each.instance_type, {}).get("ProcessorInfo", {})
             known = architectures.get("SupportedArchitectures")
-            if known and image.get("Architecture") not in known:
+            if known and image.get("Architecture", known[0]) not in known:
                 yield f"{each.name}: image {image_id} is for {image.get('Architecture')}, the machine is not"
 
 
@@ -317,7 +318,8 @@ def rights(question: Question) -> Complaints:
     name, prefix = _place(cluster)
     if not name:
         return
-    for each in workers(cluster)[:1]:
+    one_of_each_role = {profile_of(each): each for each in workers(cluster)}
+    for each in one_of_each_role.values():
         objects = f"arn:aws:s3:::{name}/{prefix}"
         for action, key in (("s3:GetObject", "payloads/x"), ("s3:PutObject", "results/x")):
             if not _may(question, each, action, f"{objects}/{key}", {}):

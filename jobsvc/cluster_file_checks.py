@@ -28,7 +28,10 @@ RECONNECT_SECONDS_MIN = 300
 ALLOCATE_SECONDS_MAX = 1800
 SPOT_TYPES_MIN = 2
 TOKEN_BYTES_MIN = 16
-TOKENS = ("~/.ray/auth_token", "~/.jobsvc/token")
+TOKENS = {  # where nodes look -> what makes one
+    "~/.ray/auth_token": "ray get-auth-token --generate",
+    "~/.jobsvc/token": "(umask 077; mkdir -p ~/.jobsvc; openssl rand -hex 32 >~/.jobsvc/token)",
+}
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 ALLOCATE = "RAY_AUTOSCALER_RECONCILE_ALLOCATE_STATUS_TIMEOUT_S"
 OTHERS_BITS = 0o077
@@ -175,8 +178,11 @@ def ports_of(permission: dict[str, Any]) -> str:
 
 def image(cluster: ClusterFile) -> Complaints:
     for each in cluster.node_types.values():
-        if str(each.node_config.get("ImageId") or "").lower() in ("", "latest_dlami"):
+        chosen = str(each.node_config.get("ImageId") or "").lower()
+        if chosen in ("", "latest_dlami"):
             yield f"{each.name}: ImageId is missing: Ray would take an image of Ubuntu 18.04"
+        elif not chosen.startswith("ami-") and not is_placeholder(chosen.upper()):
+            yield f"{each.name}: ImageId {chosen} is not an image's id"
 
 
 def key(cluster: ClusterFile) -> Complaints:
@@ -193,10 +199,12 @@ def tokens(cluster: ClusterFile) -> Complaints:
     for commands, field in _start_commands(cluster):
         if variables(commands).get("RAY_AUTH_MODE") != "token":
             yield f"{field} do not set RAY_AUTH_MODE=token: Ray's ports would let everybody run code"
-    for remote in TOKENS:
+    for remote, maker in TOKENS.items():
         local = cluster.file_mounts.get(remote)
         if local is None:
             yield f"file_mounts has no {remote}"
+        elif not _here(cluster, local).exists():
+            yield f"{local} is not there; to make one: {maker}"
         else:
             yield from _secret(f"the file for {remote}", _here(cluster, local), TOKEN_BYTES_MIN)
 

@@ -1,0 +1,265 @@
+"""The cluster file that is shipped: Ray takes it, `jobsvc node` takes its commands, the policies fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from jobsvc.cli import app
+from jobsvc.cluster_doctor import examine_file
+from jobsvc.cluster_file import load_cluster_file, read_cluster_file
+from jobsvc.cluster_file_checks import profile_of
+from jobsvc.guard_files import PREFIX as GUARD_PREFIX
+from jobsvc.worker_objects import log_key, outbox_key
+
+from .cluster_files import BUCKET, ROOT, SHIPPED, VALUES, filled_text, make_secrets, shipped_text
+
+POLICIES = ROOT / "iam"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_secrets(tmp_path)
+    return tmp_path
+
+
+def uncommented(text: str, name: str) -> str:
+    """The text with the commented example of one node type switched on."""
+    block = re.search(rf"^  # {name}:\n(?:  #   .*\n)+", text, re.MULTILINE)
+    assert block, name
+    return text.replace(block[0], re.sub(r"^  # ", "  ", block[0], flags=re.MULTILINE))
+
+
+# --- Ray --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [shipped_text(), filled_text()], ids=["shipped", "filled in"])
+def test_ray_takes_the_file(text: str) -> None:
+    validate_config(prepare_config(yaml.safe_load(text)))
+
+
+def test_ray_adds_no_setup_commands_of_its_own() -> None:
+    ours = yaml.safe_load(filled_text())
+    prepared = prepare_config(yaml.safe_load(filled_text()))
+    # then each machine runs the commands of the file and no others
+    assert prepared["head_setup_commands"] == prepared["worker_setup_commands"] == ours["setup_commands"]
+
+
+def test_the_head_sends_its_own_key_on(home: Path) -> None:
+    # given what rsync leaves out
+    excluded = yaml.safe_load(shipped_text())["rsync_exclude"]
+    # then the key is not among it: without it the head could reach no other machine
+    for name in ("ray_bootstrap_key.pem", "auth_token", "token", "tasks.py"):
+        assert not any(fnmatchcase(name, pattern) for pattern in excluded)
+
+
+def test_commented_examples_are_node_types_that_ray_takes() -> None:
+    # given the examples switched on, and the pool that the GPU machines are for
+    text = uncommented(uncommented(filled_text(), "worker-on-demand"), "worker-gpu")
+    pool = re.search(r"--settings pools='.*'", text)
+    assert pool
+    text = text.replace("jobsvc node head --data", f"jobsvc node head {pool[0]} --data")
+    text = text.replace("ami-…", VALUES["FILL_IN_AMI"])
+    # then Ray takes it, and the doctor has nothing to say
+    validate_config(prepare_config(yaml.safe_load(text)))
+    cluster = read_cluster_file(text, str(SHIPPED))
+    assert {"worker-on-demand", "worker-gpu"} <= set(cluster.node_types)
+    assert [each for each in examine_file(cluster) if not each.ok] == []
+
+
+# --- the doctor -------------------------------------------------------------------------------------
+
+
+def test_as_shipped_only_the_placeholders_are_missing() -> None:
+    wrong = [each for each in examine_file(load_cluster_file(SHIPPED)) if not each.ok]
+    # then that is all, and every placeholder is named
+    assert [each.check for each in wrong] == ["filled in"]
+    assert all(name in wrong[0].found for name in VALUES)
+
+
+def test_filled_in_nothing_is_wrong() -> None:
+    cluster = read_cluster_file(filled_text(), str(SHIPPED))
+    assert [each for each in examine_file(cluster) if not each.ok] == []
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def words_of(command: str) -> list[str]:
+    """What follows `jobsvc` in a start command."""
+    words = shlex.split(command)
+    return words[words.index("jobsvc") + 1 :]
+
+
+@pytest.mark.parametrize("field", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_jobsvc_node_takes_the_start_command(field: str) -> None:
+    command = yaml.safe_load(filled_text())[field][-1]
+    node, kind, *options = words_of(command)
+    # when the command line is read, and not run
+    jobsvc: Any = typer.main.get_command(app)
+    found = jobsvc.commands[node].commands[kind].make_context(kind, options)
+    # then it is one that exists, with options that exist
+    assert kind in field
+    assert found.params["data"] == f"s3://{BUCKET}/jobsvc"
+
+
+def test_every_command_is_one_that_bash_reads() -> None:
+    document = yaml.safe_load(filled_text())
+    fields = [name for name in document if name.endswith("_commands")]
+    for command in (each for name in fields for each in document[name]):
+        # as Ray wraps them
+        subprocess.run(["bash", "-n", "-c", f"true && ({command})"], check=True)
+
+
+STUBS = {
+    "python3": """
+if [ "$1" = -m ]; then
+    mkdir -p "$4/bin" "$4/lib/python3.12/site-packages"
+    for name in pip jobsvc ray; do printf '#!/bin/sh\\necho %s "$@" >>~/done\\n' $name >"$4/bin/$name"; done
+    chmod +x "$4"/bin/*
+    echo venv >>~/done
+fi""",
+    "sudo": 'echo sudo "$@" >>~/done',
+}
+
+
+@pytest.fixture
+def machine(home: Path) -> Path:
+    """A machine after `file_mounts`, on which Python, pip and sudo only say that they were called."""
+    source = home / "jobsvc" / "src"
+    (source / "jobsvc").mkdir(parents=True)
+    (source / "jobsvc" / "manager.py").write_text("first\n")
+    (source / "requirements.lock").write_text("ray==2.60.0\n")
+    (home / "bin").mkdir()
+    for name, script in STUBS.items():
+        (home / "bin" / name).write_text(f"#!/bin/bash\n{script}\n")
+        (home / "bin" / name).chmod(0o755)
+    return home
+
+
+def set_up(machine: Path) -> str:
+    """Run the setup commands as Ray does; what was done."""
+    (machine / "done").write_text("")
+    environment = {"HOME": str(machine), "PATH": f"{machine}/bin:{os.environ['PATH']}"}
+    for command in yaml.safe_load(filled_text())["setup_commands"]:
+        subprocess.run(["bash", "-c", f"true && ({command})"], check=True, env=environment, cwd=machine)
+    return (machine / "done").read_text()
+
+
+def test_setup_makes_a_venv_with_hashes_and_is_done_the_second_time(machine: Path) -> None:
+    # when a new machine is set up
+    done = set_up(machine)
+    # then the locked dependencies and jobsvc are installed
+    assert done.count("venv\n") == 1
+    assert "--require-hashes -r src/requirements.lock" in done
+    assert "--no-deps --force-reinstall ./src" in done
+    # and the second time nothing is, beyond the two links
+    again = set_up(machine)
+    assert "pip" not in again and "venv\n" not in again
+    assert (machine / ".profile").read_text().count("RAY_AUTH_MODE=token") == 1
+    tasks = machine / "jobsvc/venv/lib/python3.12/site-packages/jobsvc-tasks.pth"
+    assert tasks.read_text() == f"{machine}/jobsvc/tasks\n"
+
+
+def test_setup_after_a_change_does_what_has_changed(machine: Path) -> None:
+    set_up(machine)
+    first = (machine / "jobsvc" / "venv").resolve()
+    # when a source file changes, jobsvc alone is installed again
+    (machine / "jobsvc/src/jobsvc/manager.py").write_text("second\n")
+    done = set_up(machine)
+    assert done.count("pip install") == 1 and "--no-deps" in done
+    # when the lock changes, a venv is made beside the one that processes may be using
+    (machine / "jobsvc/src/requirements.lock").write_text("ray==2.61.0\n")
+    done = set_up(machine)
+    assert done.count("pip install") == 2
+    assert (machine / "jobsvc" / "venv").resolve() != first
+    assert first.is_dir()
+
+
+# --- policies ---------------------------------------------------------------------------------------
+
+
+def statements(name: str) -> list[dict[str, Any]]:
+    document = json.loads((POLICIES / f"{name}.json").read_text())
+    assert document["Version"] == "2012-10-17"
+    found: list[dict[str, Any]] = document["Statement"]
+    return found
+
+
+def listed(value: Any) -> list[str]:
+    return value if isinstance(value, list) else [value]
+
+
+def allows(name: str, action: str, resource: str) -> bool:
+    """Without conditions."""
+    return any(
+        any(fnmatchcase(action, each) for each in listed(entry["Action"]))
+        and any(fnmatchcase(resource, each) for each in listed(entry["Resource"]))
+        for entry in statements(name)
+    )
+
+
+def of_prefix(key: str) -> str:
+    return f"arn:aws:s3:::FILL_IN_BUCKET/jobsvc/{key}"
+
+
+@pytest.mark.parametrize(
+    "key", [log_key(b"j" * 16, 1, 0), outbox_key("worker", "session", 1), "results/0123-session-000001"]
+)
+def test_a_worker_may_write_what_it_writes_and_change_nothing_else(key: str) -> None:
+    assert allows("worker", "s3:PutObject", of_prefix(key))
+    assert not allows("worker", "s3:DeleteObject", of_prefix(key))
+    assert not allows("worker", "s3:PutObject", of_prefix("log/0000000001/000000000001"))
+
+
+def test_a_worker_reads_payloads_and_never_the_clusters_key() -> None:
+    assert allows("worker", "s3:GetObject", of_prefix("payloads/x"))
+    assert not allows("worker", "s3:GetObject", of_prefix(f"{GUARD_PREFIX}0000000001"))
+    assert not any(
+        each.startswith(("ec2:", "iam:"))
+        for entry in statements("worker")
+        for each in listed(entry["Action"])
+    )
+
+
+@pytest.mark.parametrize("name", ["head", "worker"])
+def test_a_missing_object_is_told_from_a_refused_one(name: str) -> None:
+    # S3 answers 404 only to who may list the key's prefix; 403 would stop the journal
+    lists = [entry for entry in statements(name) if "s3:ListBucket" in listed(entry["Action"])]
+    patterns = [each for entry in lists for each in listed(entry["Condition"]["StringLike"]["s3:prefix"])]
+    assert any(fnmatchcase("jobsvc/payloads/x", pattern) for pattern in patterns)
+
+
+def test_the_head_passes_exactly_the_roles_of_the_file_and_ends_only_its_own() -> None:
+    cluster = load_cluster_file(SHIPPED)
+    wanted = {f"arn:aws:iam::FILL_IN_ACCOUNT:role/{profile_of(each)}" for each in cluster.node_types.values()}
+    for entry in statements("head"):
+        if "iam:PassRole" in listed(entry["Action"]):
+            assert set(listed(entry["Resource"])) == wanted
+        if "ec2:TerminateInstances" in listed(entry["Action"]):
+            assert entry["Condition"]["StringEquals"] == {
+                "aws:ResourceTag/ray-cluster-name": cluster.cluster_name
+            }
+    assert allows("head", "iam:PassRole", sorted(wanted)[0])
+
+
+@pytest.mark.parametrize("name", ["head", "worker", "operator"])
+def test_no_policy_gives_everything(name: str) -> None:
+    for entry in statements(name):
+        assert "NotAction" not in entry and "NotResource" not in entry
+        for action in listed(entry["Action"]):
+            assert "*" not in action
+            reads = action.split(":")[1].startswith(("Describe", "List", "Get", "Simulate"))
+            assert reads or "*" not in listed(entry["Resource"]), action
