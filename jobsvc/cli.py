@@ -45,10 +45,12 @@ PANELS = {
     ),
     "On EC2": (cli_cluster.sweep,),
 }
+ON_MACHINES = "On the machines of a cluster"
 for panel, commands in PANELS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
-app.add_typer(cli_node.node, name="node", rich_help_panel="On the machines of a cluster")
+app.add_typer(cli_node.node, name="node", rich_help_panel=ON_MACHINES)
+app.command(rich_help_panel=ON_MACHINES)(cli_node.guard)
 
 
 def _print_version(wanted: bool) -> None:

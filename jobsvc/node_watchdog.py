@@ -25,17 +25,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import psutil
 
 from .drain_notice import DrainNotice, node_dir, write_notice
-from .errors import InvalidRequest
 from .imds import Imds, imds_client
 from .logs import log_as_json
+from .node_settings import WatchdogSettings, numbers_from
 from .node_units import RAY_UNIT
 from .ports import is_listening
 
@@ -48,11 +47,6 @@ RETRY_SECONDS = 10.0
 COMMAND_SECONDS = 60.0
 
 _log = logging.getLogger("jobsvc.watchdog")
-
-
-class WatchdogSettings(msgspec.Struct, frozen=True, kw_only=True):
-    no_head_seconds: float = 600.0
-    rebalance_seconds: float = 600.0  # 0: a recommendation is no reason to leave
 
 
 class Notices(Protocol):
@@ -213,23 +207,10 @@ def _done(words: list[str]) -> bool:
     return done.returncode == 0
 
 
-def settings_from(environment: Mapping[str, str]) -> WatchdogSettings:
-    """Raises InvalidRequest, naming the variable."""
-    values: dict[str, float] = {}
-    for field in msgspec.structs.fields(WatchdogSettings):
-        variable = f"JOBSVC_{field.name.upper()}"
-        if variable in environment:
-            try:
-                values[field.name] = float(environment[variable])
-            except ValueError as error:
-                raise InvalidRequest(f"{environment[variable]!r} is not a number", variable) from error
-    return WatchdogSettings(**values)
-
-
 def main() -> None:
     log_as_json()
     watchdog = NodeWatchdog(
-        settings_from(os.environ),
+        numbers_from(os.environ, "JOBSVC_", WatchdogSettings),
         Imds(imds_client(os.environ), time.monotonic),
         Machine(node_dir(os.environ), is_root=os.geteuid() == 0),
         monotonic=time.monotonic,
