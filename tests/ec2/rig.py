@@ -12,6 +12,7 @@ By hand, as root, until SIGTERM or Ctrl-C:
     python -m tests.ec2.rig --state DIR
     DIR/operator ray up -y --no-config-cache cluster.yaml     # any command, on the operator's machine
     DIR/host i-0123 journalctl -u jobsvc-ray                  # any command, on a host, as root
+    DIR/rig partition i-0123 '["s3"]'                         # any of the methods below
 
 The operator's machine is a namespace without a host. `rig.inside()` puts the calling thread there, and what
 it starts: from then on `httpx` reaches http://PRIVATE-IP:8000 and `boto3` the rig's AWS. (A veth into the
@@ -34,11 +35,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -46,11 +49,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.s3_server import REPOSITORY
+
 from . import rig_net
 from .rig_disk import USER, host_path
 from .rig_hosts import NotUp, cgroup_root, remove_cgroup
 from .rig_keeper import Keeper, moment
 from .rig_net import Network, inside
+from .rig_orders import OrderServer, tell
 from .rig_services import Instance, Services
 
 NET = "172.31"  # of moto's default VPC, whose subnets leave 255 free
@@ -105,7 +111,6 @@ class Rig:
         self.network = Network(GATEWAY_IP)
         self.services = Services(self.network, EC2_IP, S3_IP, region, self.state)
         self._cgroup = (cgroup_root() or Path("/sys/fs/cgroup")) / self.network.owner
-        self._cuts: dict[str, list[tuple[str, str]]] = {}  # instance -> (machine, address) that were cut
         self._keeper: Keeper | None = None
         self._operator_runs = 0
 
@@ -143,6 +148,8 @@ class Rig:
         self.services.close()
         self.network.close()
         remove_cgroup(self._cgroup)
+        # Where Ray kept the sockets of this operator's SSH connections.
+        shutil.rmtree(f"/tmp/ray_ssh_{hashlib.sha256(self.network.owner.encode()).hexdigest()[:10]}", True)
 
     def __enter__(self) -> Self:
         self.start()
@@ -179,6 +186,7 @@ class Rig:
             "AWS_ACCESS_KEY_ID": "operator",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "HOME": str(self.state / "operator-home"),
+            "LOGNAME": self.network.owner,  # Ray names its folder for shared SSH connections after it
             "LANG": "C.UTF-8",
         }
 
@@ -333,18 +341,12 @@ class Rig:
         if from_ == EVERYTHING:
             self.network.unplug(instance)
             return
-        mine = self.keeper.of(instance).host.ip
         for other in [from_] if isinstance(from_, str) else from_:
-            theirs = MACHINES.get(other) or self.keeper.of(other).host.ip
-            for machine, address in ((instance, theirs), (other, mine)):
-                self.network.cut(machine, address)
-                self._cuts.setdefault(instance, []).append((machine, address))
+            self.network.cut(instance, other)
 
     def heal(self, instance: str) -> None:
         """All that partition() did to this host."""
-        for machine, address in self._cuts.pop(instance, []):
-            self.network.mend(machine, address)
-        self.network.plug(instance)
+        self.network.mend(instance)
 
     def slow(self, instance: str, delay_ms: float) -> None:
         """Everything the host sends leaves so much later; 0 ends it. Raises NotHere without netem."""
@@ -394,7 +396,12 @@ class Rig:
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
         (self.state / "env").write_text("".join(exports))
         namespace, hosts = self.network.namespace("operator"), self._cgroup
-        _write_program(self.state / "operator", f'. {self.state}/env\nexec ip netns exec {namespace} "$@"\n')
+        state, python = shlex.quote(str(self.state)), shlex.quote(sys.executable)
+        _write_program(self.state / "operator", f'. {state}/env\nexec ip netns exec {namespace} "$@"\n')
+        _write_program(
+            self.state / "rig",
+            f'cd {shlex.quote(str(REPOSITORY))}\nexec {python} -m tests.ec2.rig --state {state} "$@"\n',
+        )
         _write_program(
             self.state / "host",
             f"instance=$1; shift\npid=$(head -n 1 {hosts}/$instance/init.scope/cgroup.procs)\n"
@@ -420,16 +427,21 @@ def clean_up_abandoned() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Keeps a rig up until SIGTERM.")
+    parser = argparse.ArgumentParser(description="Keeps a rig up until SIGTERM, or tells one what to do.")
     parser.add_argument("--state", type=Path, required=True, help="folder for keys, logs and disks")
+    parser.add_argument("order", nargs="*", help="for the rig that runs with this folder: see rig_orders.py")
     options = parser.parse_args()
+    orders = options.state.resolve() / "orders"
+    if options.order:
+        print(tell(orders, options.order))
+        return
     if reason := missing():
         raise SystemExit(f"no rig here: {reason}")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with Rig(options.state) as rig:
-        print(f"ready: {rig.state}/operator COMMAND…, {rig.state}/host INSTANCE COMMAND…", flush=True)
+    with Rig(options.state) as rig, OrderServer(rig, orders):
+        print(f"ready: {rig.state}/operator COMMAND…, host INSTANCE COMMAND…, rig ORDER…", flush=True)
         while not stop.wait(0.5):
             rig.keeper.check()
 

@@ -109,9 +109,11 @@ class Host:
         remove_cgroup(self._cgroup)
 
     def remove_disk(self) -> None:
-        """What the instance loses when it ends; its console and journal stay for who asks why."""
+        """What the instance loses when it ends. Console, journal and Ray's logs stay for who asks why."""
+        for number, logs in enumerate(sorted((self.folder / "disk/tmp/ray").glob("session_2*/logs"))):
+            logs.rename(self.folder / f"ray-logs-{number}")
         for path in (self.folder / "disk", self.folder / "work"):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path)
 
 
 def cgroup_root() -> Path | None:

@@ -57,6 +57,8 @@ class Network:
         self.owner = f"{PREFIX}.{os.getpid()}.{_start_of(os.getpid())}.{next(COUNTER)}"
         self._gateway, self._prefix_length = gateway, prefix_length
         self._cables: dict[str, str] = {}  # machine -> the switch's end
+        self._addresses: dict[str, str] = {}
+        self._cuts: set[tuple[str, str]] = set()  # who cannot send to whom
         self._numbers = itertools.count()
         self.switch = self.namespace("switch")
 
@@ -76,7 +78,7 @@ class Network:
             *("ip", "link", "add", cable, "netns", self.switch),
             *("type", "veth", "peer", "name", "eth0", "netns", name, "address", _mac(ip)),
         )
-        self._cables[machine] = cable
+        self._cables[machine], self._addresses[machine] = cable, ip
         run("ip", "-n", self.switch, "link", "set", cable, "master", "br0", "up")
         run("ip", "-n", name, "addr", "add", f"{ip}/{self._prefix_length}", "dev", "eth0")
         run("ip", "-n", name, "link", "set", "eth0", "up")
@@ -86,26 +88,33 @@ class Network:
         return name
 
     def remove(self, machine: str) -> None:
-        """End what still runs there, and take the namespace away."""
+        """End what still runs there, and take the namespace away. The next owner of its address is whole."""
+        self.mend(machine)
         self._cables.pop(machine, None)
+        self._addresses.pop(machine, None)
         remove_namespace(self.namespace(machine))
 
     def unplug(self, machine: str) -> None:
         """The cable out of the switch: the machine still sees a link, and nothing arrives."""
         run("ip", "-n", self.switch, "link", "set", self._cables[machine], "nomaster")
 
-    def plug(self, machine: str) -> None:
-        run("ip", "-n", self.switch, "link", "set", self._cables[machine], "master", "br0")
+    def cut(self, machine: str, other: str) -> None:
+        """What the two send to each other vanishes, as behind a broken router: no error, no answer."""
+        for sender, receiver in ((machine, other), (other, machine)):
+            run(
+                *("ip", "-n", self.namespace(sender), "neigh", "replace", self._addresses[receiver]),
+                *("lladdr", NOBODY_MAC, "dev", "eth0", "nud", "permanent"),
+            )
+            self._cuts.add((sender, receiver))
 
-    def cut(self, machine: str, peer_ip: str) -> None:
-        """What the machine sends to the peer vanishes, as behind a broken router: no error, no answer."""
-        run(
-            *("ip", "-n", self.namespace(machine), "neigh", "replace", peer_ip),
-            *("lladdr", NOBODY_MAC, "dev", "eth0", "nud", "permanent"),
-        )
-
-    def mend(self, machine: str, peer_ip: str) -> None:
-        run("ip", "-n", self.namespace(machine), "neigh", "del", peer_ip, "dev", "eth0", check=False)
+    def mend(self, machine: str) -> None:
+        """All that was cut or unplugged of this machine."""
+        if machine in self._cables:
+            run("ip", "-n", self.switch, "link", "set", self._cables[machine], "master", "br0")
+        for sender, receiver in [each for each in self._cuts if machine in each]:
+            address = self._addresses[receiver]
+            run("ip", "-n", self.namespace(sender), "neigh", "del", address, "dev", "eth0")
+            self._cuts.discard((sender, receiver))
 
     def close(self) -> None:
         remove_namespaces(self.owner)
