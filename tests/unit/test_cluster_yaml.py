@@ -263,3 +263,39 @@ def test_no_policy_gives_everything(name: str) -> None:
             assert "*" not in action
             reads = action.split(":")[1].startswith(("Describe", "List", "Get", "Simulate"))
             assert reads or "*" not in listed(entry["Resource"]), action
+
+
+CALL = re.compile(r"\b(?:describe|terminate|delete|release|disassociate|get|simulate|head)_[a-z_]+\b")
+HEADS_CALLS = ("guard_machine",)
+OPERATORS_CALLS = ("ec2_instances", "cluster_aws_checks")
+FREE = {"GetCallerIdentity", "HeadBucket", "HeadAnswers"}  # need no right, or their refusal is an answer
+OTHER_NAMES = {"GetBucketLifecycleConfiguration": "GetLifecycleConfiguration"}
+
+
+@pytest.mark.parametrize(("name", "modules"), [("head", HEADS_CALLS), ("operator", OPERATORS_CALLS)])
+def test_who_makes_a_call_may_make_it(name: str, modules: tuple[str, ...]) -> None:
+    # given every call of AWS that our code makes
+    made = {
+        "".join(part.capitalize() for part in call.split("_"))
+        for module in modules
+        for call in CALL.findall((ROOT / "jobsvc" / f"{module}.py").read_text())
+    }
+    # then the policy has it
+    allowed = {action.split(":")[1] for entry in statements(name) for action in listed(entry["Action"])}
+    assert {OTHER_NAMES.get(each, each) for each in made - FREE} <= allowed
+
+
+def test_what_the_docs_say_fills_in_every_placeholder() -> None:
+    docs = (ROOT / "docs" / "ec2.md").read_text()
+    function = re.search(r"^fill\(\) \{\n.*?^\}\n", docs, re.MULTILINE | re.DOTALL)
+    assert function
+    # given the values that the page sets
+    names = ("AWS_DEFAULT_REGION", "ACCOUNT", "BUCKET", "KEY", "GROUP", "AMI")
+    given = "; ".join(f"{name}=value-of-{name.lower()}" for name in names)
+    for path in (SHIPPED, *sorted(POLICIES.glob("*.json"))):
+        script = f"{given}; {function[0]}fill {path}"
+        filled = subprocess.run(["bash", "-c", script], check=True, capture_output=True, text=True).stdout
+        # then no line but a comment has a placeholder left, and a policy is one still
+        assert not [line for line in filled.splitlines() if re.search("FILL_IN_[A-Z]", line)]
+        if path.suffix == ".json":
+            json.loads(filled)
