@@ -49,6 +49,10 @@ class RunningService:
     client: Client
 
     @property
+    def urls(self) -> list[str]:
+        return self.info.urls
+
+    @property
     def url(self) -> str:
         return self.info.urls[0]
 

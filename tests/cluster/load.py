@@ -5,12 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from jobsvc.client import Client
 
 from .. import history_checks
-from .conftest import RunningService
 from .tasks_under_test import double
+
+
+class Service(Protocol):
+    """Where a service is, and a client of it."""
+
+    @property
+    def urls(self) -> list[str]: ...
+
+    @property
+    def client(self) -> Client: ...
 
 
 @dataclass
@@ -26,10 +36,16 @@ class Load:
     """Threads that enqueue one small batch after the other."""
 
     def __init__(
-        self, running: RunningService, callers: int = 4, batch: int = 5, pace_seconds: float = 0.02
+        self,
+        running: Service,
+        callers: int = 4,
+        batch: int = 5,
+        pace_seconds: float = 0.02,
+        deadline_seconds: float = 90.0,
     ) -> None:
         self.told = Told()
-        self._urls = list(running.info.urls)
+        self._urls = list(running.urls)
+        self._deadline_seconds = deadline_seconds
         self._batch = batch
         self._pace_seconds = pace_seconds
         self._stop = threading.Event()
@@ -45,10 +61,10 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(120)
+            thread.join(self._deadline_seconds + 30)
 
     def _call(self) -> None:
-        client = Client(self._urls, deadline_seconds=90)
+        client = Client(self._urls, deadline_seconds=self._deadline_seconds)
         try:
             while not self._stop.wait(self._pace_seconds):
                 with self._lock:
@@ -74,7 +90,7 @@ class Load:
             time.sleep(0.02)
 
 
-def judge(running: RunningService, told: Told, seconds: float = 90.0) -> None:
+def judge(running: Service, told: Told, seconds: float = 90.0) -> None:
     """Wait until all that was accepted has ended, then let the one judge compare what was told with it."""
     assert not told.errors, told.errors
     heard = history_checks.Told()
@@ -90,7 +106,7 @@ def judge(running: RunningService, told: Told, seconds: float = 90.0) -> None:
 
 
 def _read_feed(
-    running: RunningService,
+    running: Service,
     told: Told,
     heard: history_checks.Told,
     final: history_checks.Final,
