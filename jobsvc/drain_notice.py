@@ -5,7 +5,9 @@ A worker that starts on a machine that is being drained finds the same file, and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,7 @@ import msgspec
 NODE_DIR = "/run/jobsvc"
 NODE_DIR_VARIABLE = "JOBSVC_NODE_DIR"
 FILE_NAME = "drain.json"
+POLL_SECONDS = 0.5
 FORGOTTEN_SECONDS = 600.0  # past the deadline, and the machine is still here: it did not go away
 
 
@@ -32,11 +35,11 @@ def write_notice(folder: Path, notice: DrainNotice) -> None:
     fresh.replace(folder / FILE_NAME)
 
 
-def seconds_left(folder: Path, *, now: float, booted_at: float) -> float | None:
-    """How long this machine has left; 0 if it should be gone; None if it stays.
+def drain_deadline(folder: Path, *, now: float, booted_at: float) -> float | None:
+    """When this machine should be gone; None if it stays. All in Unix seconds; the past means at once.
 
-    `now` and `booted_at` are Unix seconds. A file from before this boot, or of a deadline long past, tells of
-    a machine that did not go away. A file that makes no sense means now: somebody wants us to leave.
+    A file from before this boot, or of a deadline long past, tells of a machine that did not go away. A file
+    that makes no sense means now: somebody wants us to leave.
     """
     path = folder / FILE_NAME
     try:
@@ -48,6 +51,24 @@ def seconds_left(folder: Path, *, now: float, booted_at: float) -> float | None:
     try:
         deadline = msgspec.json.decode(text, type=DrainNotice).deadline
     except msgspec.DecodeError:
-        return 0.0
-    left = deadline - now
-    return None if left < -FORGOTTEN_SECONDS else max(0.0, left)
+        return now
+    return None if deadline < now - FORGOTTEN_SECONDS else deadline
+
+
+async def when_drained(
+    drain: Callable[[float], None],
+    folder: Path,
+    *,
+    booted_at: float,
+    wall: Callable[[], float],
+    poll_seconds: float = POLL_SECONDS,
+) -> None:
+    """Call `drain` with the seconds that are left, as soon as there is a notice; again if less is left."""
+    told = math.inf
+    while True:
+        now = wall()
+        deadline = drain_deadline(folder, now=now, booted_at=booted_at)
+        if deadline is not None and deadline < told:
+            told = deadline
+            drain(max(0.0, deadline - now))
+        await asyncio.sleep(poll_seconds)

@@ -13,10 +13,12 @@ import os
 import random
 import time
 
+import psutil
 import ray
 import uuid_utils
 
 from .actor_titles import keep_title
+from .drain_notice import node_dir, when_drained
 from .job_runner import ProcessRunner
 from .leader_links import RayLeaderLink
 from .logs import log_as_json
@@ -50,6 +52,7 @@ class WorkerActor:
         self._tasks = [
             asyncio.ensure_future(self._live()),
             asyncio.ensure_future(keep_title(lambda: f"{name}: {self._worker.describe()}")),
+            asyncio.ensure_future(self._leave_in_time()),
         ]
 
     def __repr__(self) -> str:
@@ -65,6 +68,15 @@ class WorkerActor:
         except BaseException:
             _log.exception("this worker ends by a defect")
         os._exit(code)
+
+    async def _leave_in_time(self) -> None:
+        """The node's watchdog writes down when the machine will go away."""
+        try:
+            await when_drained(
+                self._worker.drain, node_dir(os.environ), booted_at=psutil.boot_time(), wall=time.time
+            )
+        except OSError:
+            _log.exception("drain notices cannot be read: this worker will end with its machine")
 
     async def drain(self, deadline_seconds: float) -> None:
         """The machine will go away: give back what has not started, finish or give back what runs."""

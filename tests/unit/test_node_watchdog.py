@@ -1,0 +1,220 @@
+"""The watchdog of a node: what EC2 says, what the head says, and what is done about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobsvc.drain_notice import DrainNotice
+from jobsvc.errors import InvalidRequest
+from jobsvc.node_settings import WatchdogSettings, numbers_from
+from jobsvc.node_watchdog import (
+    POLL_SECONDS,
+    RAYLET_PAUSE_SECONDS,
+    RAYLET_SECONDS,
+    SPOT_MARGIN_SECONDS,
+    NodeWatchdog,
+)
+
+WALL = 2_000_000_000.0
+
+
+class Node:
+    """A machine of which everything can be said."""
+
+    def __init__(self, settings: WatchdogSettings | None = None) -> None:
+        self.now = 1000.0
+        self.spot: float | None = None
+        self.rebalance: float | None = None
+        self.head_there = True
+        self.raylet_there = True
+        self.drain_works = True
+        self.shutdown_works = True
+        self.notices: list[DrainNotice] = []
+        self.drains: list[float] = []
+        self.shutdowns: list[float] = []
+        self.restarts: list[float] = []
+        self.watchdog = NodeWatchdog(
+            settings or WatchdogSettings(),
+            self,
+            self,
+            monotonic=lambda: self.now,
+            wall=lambda: WALL + self.now,
+        )
+
+    def live(self, seconds: float) -> None:
+        """Step by step, as long as that takes."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += POLL_SECONDS
+            self.watchdog.step()
+
+    @property
+    def wall(self) -> float:
+        return WALL + self.now
+
+    def spot_notice(self) -> float | None:
+        return self.spot
+
+    def rebalance_notice(self) -> float | None:
+        return self.rebalance
+
+    def head_answers(self) -> bool:
+        return self.head_there
+
+    def raylet_lives(self) -> bool:
+        return self.raylet_there
+
+    def write_notice(self, notice: DrainNotice) -> None:
+        self.notices.append(notice)
+
+    def drain_ray(self, notice: DrainNotice, seconds_left: float) -> bool:
+        self.drains.append(seconds_left)
+        return self.drain_works
+
+    def restart_ray(self) -> bool:
+        self.restarts.append(self.now)
+        return True
+
+    def shut_down(self) -> bool:
+        self.shutdowns.append(self.now)
+        return self.shutdown_works
+
+
+def test_a_node_that_is_well_is_left_alone() -> None:
+    node = Node()
+    node.live(3600)
+    assert (node.notices, node.drains, node.shutdowns, node.restarts) == ([], [], [], [])
+
+
+# --- leaving in time --------------------------------------------------------------------------------
+
+
+def test_a_spot_notice_drains_workers_and_ray_once() -> None:
+    node = Node()
+    node.live(10)
+    node.spot = node.wall + 120
+    node.live(60)
+    (notice,) = node.notices
+    assert notice.deadline == node.spot - SPOT_MARGIN_SECONDS
+    assert node.drains == [pytest.approx(120 - SPOT_MARGIN_SECONDS - POLL_SECONDS)]
+
+
+def test_a_drain_that_ray_refuses_is_asked_for_again() -> None:
+    node = Node()
+    node.spot, node.drain_works = node.wall + 120, False
+    node.live(30)
+    assert 3 <= len(node.drains) <= 4
+    assert node.drains == sorted(node.drains, reverse=True)
+    node.drain_works = True
+    node.live(60)
+    assert len(node.drains) <= 5
+    assert len(node.notices) == 1
+
+
+def test_a_recommendation_drains_with_ten_minutes() -> None:
+    node = Node()
+    node.rebalance = node.wall
+    node.live(10)
+    assert [notice.deadline for notice in node.notices] == [node.rebalance + 600]
+
+
+def test_a_spot_notice_after_a_recommendation_is_announced_too() -> None:
+    node = Node()
+    node.rebalance = node.wall
+    node.live(10)
+    node.spot = node.wall + 120
+    node.live(10)
+    assert [notice.deadline for notice in node.notices] == [
+        node.rebalance + 600,
+        node.spot - SPOT_MARGIN_SECONDS,
+    ]
+    assert len(node.drains) == 2
+
+
+def test_a_recommendation_can_be_ignored() -> None:
+    node = Node(WatchdogSettings(rebalance_seconds=0))
+    node.rebalance = node.wall
+    node.live(10)
+    assert node.notices == []
+
+
+# --- no head ----------------------------------------------------------------------------------------
+
+
+def test_without_a_head_for_ten_minutes_the_machine_ends() -> None:
+    node = Node()
+    node.head_there = False
+    node.live(590)
+    assert node.shutdowns == []
+    node.live(20)
+    assert len(node.shutdowns) > 0
+
+
+def test_a_head_that_comes_back_in_time_starts_the_count_anew() -> None:
+    node = Node()
+    for _ in range(5):
+        node.head_there = False
+        node.live(500)
+        node.head_there = True
+        node.live(4)
+    assert node.shutdowns == []
+
+
+def test_a_machine_that_slept_for_a_day_does_not_wake_up_to_its_end() -> None:
+    node = Node()
+    node.head_there = False
+    node.live(60)
+    node.now += 86_400
+    node.live(60)
+    assert node.shutdowns == []
+    node.live(600)
+    assert node.shutdowns != []
+
+
+def test_a_shutdown_that_fails_is_tried_again() -> None:
+    node = Node()
+    node.head_there, node.shutdown_works = False, False
+    node.live(660)
+    assert 4 <= len(node.shutdowns) <= 7
+
+
+# --- a raylet that left -----------------------------------------------------------------------------
+
+
+def test_ray_is_started_again_where_the_head_answers_and_no_raylet_runs() -> None:
+    node = Node()
+    node.raylet_there = False
+    node.live(RAYLET_SECONDS - POLL_SECONDS)
+    assert node.restarts == []
+    node.live(RAYLET_PAUSE_SECONDS)
+    assert len(node.restarts) == 1
+
+
+def test_a_raylet_that_left_because_of_a_drain_stays_away() -> None:
+    node = Node()
+    node.spot = node.wall + 120
+    node.live(4)
+    node.raylet_there = False
+    node.live(300)
+    assert node.restarts == []
+
+
+def test_without_a_head_there_is_nothing_to_start() -> None:
+    node = Node()
+    node.raylet_there = node.head_there = False
+    node.live(300)
+    assert node.restarts == []
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def test_settings_come_from_the_environment_of_the_unit() -> None:
+    found = numbers_from({"JOBSVC_NO_HEAD_SECONDS": "30", "OTHER": "x"}, "JOBSVC_", WatchdogSettings)
+    assert found == WatchdogSettings(no_head_seconds=30)
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan"])
+def test_a_setting_that_is_no_number_is_named(value: str) -> None:
+    with pytest.raises(InvalidRequest, match="JOBSVC_NO_HEAD_SECONDS"):
+        numbers_from({"JOBSVC_NO_HEAD_SECONDS": value}, "JOBSVC_", WatchdogSettings)
