@@ -44,7 +44,7 @@ class Instance:
     @property
     def kind(self) -> str:
         """`head` or `worker`, as Ray tags them."""
-        return self.tags.get("ray-node-kind", "")
+        return self.tags.get("ray-node-type", "")
 
     @property
     def node_type(self) -> str:

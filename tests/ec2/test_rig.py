@@ -76,7 +76,7 @@ def left_of(owner: str) -> list[str]:
 def test_an_instance_is_a_host_with_ssh_sudo_and_systemd_until_it_is_terminated(rig: Rig) -> None:
     # given
     [instance] = rig.launch(
-        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "ray-node-kind", "Value": "head"}]}]
+        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": "ray-node-type", "Value": "head"}]}]
     )
 
     # then
