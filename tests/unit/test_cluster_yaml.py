@@ -7,13 +7,18 @@ import os
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import typer
 import yaml
+from moto import mock_aws
+from ray.autoscaler._private.aws.config import bootstrap_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobsvc.cli import app
@@ -23,7 +28,7 @@ from jobsvc.cluster_file_checks import profile_of
 from jobsvc.guard_files import PREFIX as GUARD_PREFIX
 from jobsvc.worker_objects import log_key, outbox_key
 
-from .cluster_files import BUCKET, ROOT, SHIPPED, VALUES, filled_text, make_secrets, shipped_text
+from .cluster_files import BUCKET, KEY, REGION, ROOT, SHIPPED, VALUES, filled_text, make_secrets, shipped_text
 
 POLICIES = ROOT / "iam"
 
@@ -77,6 +82,75 @@ def test_commented_examples_are_node_types_that_ray_takes() -> None:
     cluster = read_cluster_file(text, str(SHIPPED))
     assert {"worker-on-demand", "worker-gpu"} <= set(cluster.node_types)
     assert [each for each in examine_file(cluster) if not each.ok] == []
+
+
+# --- EC2 --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """One machine of each type, as Ray's own provider starts it; their answers from EC2 by type."""
+    monkeypatch.setenv("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    with mock_aws():
+        ec2, iam = (boto3.client(service, region_name=REGION) for service in ("ec2", "iam"))
+        ec2.create_key_pair(KeyName=KEY)
+        for name in ("jobsvc-head", "jobsvc-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="jobsvc", Description="-", VpcId=vpc)["GroupId"]
+        image = ec2.register_image(Name="image", RootDeviceName="/dev/sda1")["ImageId"]
+        text = filled_text(FILL_IN_AMI=image, FILL_IN_SECURITY_GROUP=group)
+        config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
+        provider = AWSNodeProvider(config["provider"], config["cluster_name"])
+        machines = {}
+        for name, entry in config["available_node_types"].items():
+            [instance] = provider.create_node(entry["node_config"], {"ray-user-node-type": name}, 1)
+            machines[name] = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+        yield {"ec2": ec2, "iam": iam, "group": group, "provider": provider, "machines": machines}
+
+
+def test_machines_are_what_the_file_says(started: dict[str, Any]) -> None:
+    for name, machine in started["machines"].items():
+        # then each is in our group alone, with its role, IMDSv2 and the cluster's tag
+        assert [each["GroupId"] for each in machine["SecurityGroups"]] == [started["group"]]
+        role = "worker" if name.startswith("worker") else "head"
+        assert machine["IamInstanceProfile"]["Arn"].endswith(f"/jobsvc-{role}")
+        assert machine["MetadataOptions"]["HttpTokens"] == "required"
+        assert {"Key": "ray-cluster-name", "Value": "jobsvc"} in machine["Tags"]
+        assert (machine.get("InstanceLifecycle") == "spot") == (role == "worker")
+        # and ends when it shuts itself down
+        asked = started["ec2"].describe_instance_attribute(
+            InstanceId=machine["InstanceId"], Attribute="instanceInitiatedShutdownBehavior"
+        )
+        assert asked["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate"
+
+
+def test_ray_makes_no_role_and_no_group_of_its_own(started: dict[str, Any]) -> None:
+    groups = started["ec2"].describe_security_groups()["SecurityGroups"]
+    assert {each["GroupName"] for each in groups} == {"default", "jobsvc"}
+    [ours] = [each for each in groups if each["GroupName"] == "jobsvc"]
+    assert not ours["IpPermissions"]  # and has opened nothing in ours
+    assert started["iam"].list_roles()["Roles"] == []
+
+
+def test_what_ray_ends_is_gone_with_its_disks(started: dict[str, Any]) -> None:
+    ec2, provider = started["ec2"], started["provider"]
+    # given disks that carry the cluster's tag, so that a sweep would find what stays
+    disks = ec2.describe_volumes()["Volumes"]
+    assert len(disks) == len(started["machines"])
+    assert all({"Key": "ray-cluster-name", "Value": "jobsvc"} in each["Tags"] for each in disks)
+    # when Ray ends the machines, on demand ones too
+    provider.terminate_nodes(provider.non_terminated_nodes({}))
+    # then they are terminated, not stopped, and nothing is left
+    states = {
+        machine["State"]["Name"]
+        for reservation in ec2.describe_instances()["Reservations"]
+        for machine in reservation["Instances"]
+    }
+    assert states == {"terminated"}
+    assert ec2.describe_volumes()["Volumes"] == []
 
 
 # --- the doctor -------------------------------------------------------------------------------------
