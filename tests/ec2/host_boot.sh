@@ -8,8 +8,9 @@ disk=$HOST/disk
 mount --make-rprivate /
 mount --bind "$disk" "$disk"
 for name in etc usr var opt; do  # this machine's, and what the host writes to them stays in its own folder
+    mkdir -p "$HOST/scratch/$name"
     mount -t overlay overlay "$disk/$name" \
-        -o "lowerdir=/$name,upperdir=$HOST/written/$name,workdir=$HOST/work/$name"
+        -o "lowerdir=/$name,upperdir=$HOST/written/$name,workdir=$HOST/scratch/$name"
 done
 for path in $SHOWN; do
     mount --bind "$path" "$disk$path"

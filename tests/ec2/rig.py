@@ -143,13 +143,15 @@ class Rig:
 
     def close(self) -> None:
         """End every host and service; the state folder's logs stay."""
-        if self._keeper is not None:
-            self._keeper.close()
-        self.services.close()
-        self.network.close()
-        remove_cgroup(self._cgroup)
-        # Where Ray kept the sockets of this operator's SSH connections.
-        shutil.rmtree(f"/tmp/ray_ssh_{hashlib.sha256(self.network.owner.encode()).hexdigest()[:10]}", True)
+        with contextlib.ExitStack() as ends:  # from the last to the first, whatever fails
+            # Where Ray kept the sockets of this operator's SSH connections.
+            sockets = f"/tmp/ray_ssh_{hashlib.sha256(self.network.owner.encode()).hexdigest()[:10]}"
+            ends.callback(shutil.rmtree, sockets, ignore_errors=True)
+            ends.callback(remove_cgroup, self._cgroup)
+            ends.callback(self.network.close)
+            ends.callback(self.services.close)
+            if self._keeper is not None:
+                ends.callback(self._keeper.close)
 
     def __enter__(self) -> Self:
         self.start()

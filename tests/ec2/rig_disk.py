@@ -81,7 +81,6 @@ def prepare_disk(host: Path, name: str, ip: str, public_key: str, environment: M
         (disk / folder).mkdir(parents=True, exist_ok=True)
     for folder in LAYERED:
         (written / folder).mkdir(parents=True)
-        (host / "work" / folder).mkdir(parents=True)
     for link in ("bin", "sbin", "lib", "lib64"):
         (disk / link).symlink_to(f"usr/{link}")
     (disk / "tmp").mkdir()

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from .rig_disk import host_path, prepare_disk, shown_folders
 
-BOOT_SCRIPT = Path(__file__).with_name("host_boot.sh")
+BOOT_SCRIPT = Path(__file__).with_name("host_boot.sh").read_text()  # once: a rig may outlive an edit of it
 REBOOT, HALT = signal.SIGHUP, signal.SIGINT  # how the kernel ends a pid namespace that asked for it
+GONE_SECONDS = 20.0
 UNSHARED = ("--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
 
 
@@ -46,7 +47,7 @@ class Host:
     def boot(self) -> None:
         self._cgroup.mkdir(parents=True, exist_ok=True)
         script = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
-        command = ("ip", "netns", "exec", self._namespace, "unshare", *UNSHARED, "sh", str(BOOT_SCRIPT))
+        command = ("ip", "netns", "exec", self._namespace, "unshare", *UNSHARED, "sh", "-c", BOOT_SCRIPT)
         with open(self.folder / "console.log", "ab") as console:
             self._process = subprocess.Popen(
                 ["sh", "-c", script, str(self._cgroup), *command],
@@ -81,7 +82,7 @@ class Host:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            _empty(self._cgroup)
+            kill_cgroup(self._cgroup)
 
     def wait_until_down(self, seconds: float) -> None:
         assert self._process is not None
@@ -112,8 +113,9 @@ class Host:
         """What the instance loses when it ends. Console, journal and Ray's logs stay for who asks why."""
         for number, logs in enumerate(sorted((self.folder / "disk/tmp/ray").glob("session_2*/logs"))):
             logs.rename(self.folder / f"ray-logs-{number}")
-        for path in (self.folder / "disk", self.folder / "work"):
-            shutil.rmtree(path)
+        for path in (self.folder / "disk", self.folder / "scratch"):
+            if path.exists():
+                shutil.rmtree(path)
 
 
 def cgroup_root() -> Path | None:
@@ -125,16 +127,20 @@ def cgroup_root() -> Path | None:
     return None
 
 
-def _empty(cgroup: Path) -> None:
-    """Wait until the killed are gone."""
-    deadline = time.monotonic() + 10
-    while any(path.read_text().strip() for path in cgroup.rglob("cgroup.procs")):
+def kill_cgroup(cgroup: Path) -> None:
+    """End all in it, and wait until the last is gone: a host's first process may go before the others."""
+    if not cgroup.exists():
+        return
+    (cgroup / "cgroup.kill").write_text("1")
+    deadline = time.monotonic() + GONE_SECONDS
+    while "populated 1" in (cgroup / "cgroup.events").read_text():
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes are left in {cgroup}")
         time.sleep(0.02)
 
 
 def remove_cgroup(cgroup: Path) -> None:
+    kill_cgroup(cgroup)
     folders = sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True)
     for path in (*folders, cgroup):
         with contextlib.suppress(FileNotFoundError):

@@ -6,6 +6,7 @@ by pulling the plug; that is harsher than EC2, which gives the system a moment t
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import threading
@@ -68,9 +69,9 @@ class Keeper:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
-        with self._lock:
+        with self._lock, contextlib.ExitStack() as ends:  # one that fails does not keep the others
             for each in self._kept.values():
-                self._remove(each)
+                ends.callback(self._remove, each)
 
     def of(self, instance: str) -> Kept:
         self.check()
