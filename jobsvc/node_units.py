@@ -112,7 +112,7 @@ def head_units(node: Node, service: str, service_options: Iterable[str], cluster
         f"--object-store-memory={OBJECT_STORE_BYTES}",
     ]
     # what was in a Ray that ended is gone: `up` must not look for it
-    forget = ("ExecStartPre", command("rm", "-f", f"{node.run_dir}/{service}.json"))
+    forget = ("ExecStartPre", command("/bin/rm", "-f", f"{node.run_dir}/{service}.json"))
     put_into_ray = [node.python, "-m", "jobsvc", "node", "service", *service_options]
     return {
         RAY_UNIT: ray_unit(node, ray, [forget], wants=SERVICE_UNIT),
