@@ -76,8 +76,10 @@ def boto3_clients(cluster: ClusterFile) -> Clients:
 
     @functools.cache
     def client(service: str) -> Any:
-        endpoint = cluster.s3_endpoint_url if service == "s3" else None
-        return session.client(service, region_name=cluster.region, endpoint_url=endpoint, config=config)
+        options = cluster.aws_credentials  # as Ray uses them
+        if service == "s3" and cluster.s3_endpoint_url:
+            options["endpoint_url"] = cluster.s3_endpoint_url
+        return session.client(service, region_name=cluster.region, config=config, **options)
 
     return client
 

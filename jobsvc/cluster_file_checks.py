@@ -8,9 +8,11 @@ still a placeholder is complained of once, by `placeholders`, and by nobody else
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ RECONNECT_SECONDS_MIN = 300
 ALLOCATE_SECONDS_MAX = 1800
 SPOT_TYPES_MIN = 2
 TOKEN_BYTES_MIN = 16
+MESSAGE_LENGTH_MAX = 160
 TOKENS = {  # where nodes look -> what makes one
     "~/.ray/auth_token": "ray get-auth-token --generate",
     "~/.jobsvc/token": "(umask 077; mkdir -p ~/.jobsvc; openssl rand -hex 32 >~/.jobsvc/token)",
@@ -45,18 +48,16 @@ def is_placeholder(value: object) -> bool:
 
 def workers(cluster: ClusterFile) -> list[NodeType]:
     """The types that run jobs."""
-    return [
-        each
-        for each in cluster.node_types.values()
-        if each is not cluster.head and MANAGER not in each.resources
-    ]
+    return [each for each in _others(cluster) if each.name not in cluster.manager_types]
 
 
 def managers(cluster: ClusterFile) -> list[NodeType]:
     """The types that may hold a manager, besides the head."""
-    return [
-        each for each in cluster.node_types.values() if each is not cluster.head and MANAGER in each.resources
-    ]
+    return [each for each in _others(cluster) if each.name in cluster.manager_types]
+
+
+def _others(cluster: ClusterFile) -> list[NodeType]:
+    return [each for name, each in cluster.node_types.items() if name != cluster.head_type]
 
 
 def variables(commands: Iterable[str]) -> dict[str, str]:
@@ -88,6 +89,18 @@ def placeholders(cluster: ClusterFile) -> Complaints:
     names = sorted({name for text in _texts(cluster.document) for name in PLACEHOLDER.findall(text)})
     if names:
         yield f"still to be filled in: {', '.join(names)}"
+
+
+def schema(cluster: ClusterFile) -> Complaints:
+    """Ray's own: a name that it does not know is a typo."""
+    import jsonschema
+
+    ray = find_spec("ray")
+    if ray is None or not ray.submodule_search_locations:
+        return  # the check of the machine itself says so
+    text = Path(ray.submodule_search_locations[0], "autoscaler", "ray-schema.json").read_text()
+    for error in jsonschema.Draft7Validator(json.loads(text)).iter_errors(cluster.document):
+        yield f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message[:MESSAGE_LENGTH_MAX]}"
 
 
 def stopped_machines(cluster: ClusterFile) -> Complaints:
@@ -134,6 +147,8 @@ def instance_metadata(cluster: ClusterFile) -> Complaints:
 
 
 def roles(cluster: ClusterFile) -> Complaints:
+    if {"aws_access_key_id", "aws_secret_access_key"} & set(cluster.aws_credentials):
+        yield "provider.aws_credentials has keys: they would go to the head, and into the store for the guard"
     for each in cluster.node_types.values():
         if profile_of(each) is None:
             yield f"{each.name}: no IamInstanceProfile: Ray gives one to the head alone, so no S3 here"
@@ -241,8 +256,7 @@ def upscaling(cluster: ClusterFile) -> Complaints:
 
 
 def limits(cluster: ClusterFile) -> Complaints:
-    others = [each for each in cluster.node_types.values() if each is not cluster.head]
-    least = sum(each.min_workers for each in others)
+    least = sum(each.min_workers for each in _others(cluster))
     if least > cluster.max_workers:
         yield f"max_workers is {cluster.max_workers}, and the types' min_workers are {least} together"
     elif least == cluster.max_workers or not any(each.max_workers for each in workers(cluster)):
@@ -334,6 +348,7 @@ Check = Callable[[ClusterFile], Complaints]
 
 CHECKS: dict[str, tuple[Check, str]] = {  # name -> (check, what is said if there is no complaint)
     "filled in": (placeholders, "no placeholder is left"),
+    "schema": (schema, "Ray takes it"),
     "data": (data, "one S3 prefix for all nodes"),
     "stopped machines": (stopped_machines, "terminated, not stopped"),
     "shutdown": (shutdown, "terminates"),

@@ -81,6 +81,10 @@ GPU_POOL = '{"default": {}, "gpu": {"num_gpus": 1}}'
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 
 TRAPS: list[tuple[str, Change, str, str]] = [  # what, how the file gets it, which finding, what it says
+    ("a typo", lambda d: d.update(upscaling_sped=10), "schema", "upscaling_sped"),
+    ("text for a number", lambda d: d.update(docker=7), "schema", "docker"),
+    ("keys in the file", lambda d: d["provider"].update(aws_credentials={"aws_access_key_id": "A"}),
+     "roles", "into the store"),
     ("no word on stopping", lambda d: d["provider"].pop("cache_stopped_nodes"),
      "stopped machines", "stopped"),
     ("stopping", lambda d: d["provider"].update(cache_stopped_nodes=True), "stopped machines", "stopped"),
