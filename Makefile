@@ -25,8 +25,11 @@ demo: setup  ## a service on this machine, real work, its leader killed half way
 	$(BIN)/jobsvc demo
 
 test: setup lint  ## everything that CI runs: unit, simulation, cluster, chaos
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
 	$(BIN)/python -m pytest -q -x tests/cluster
+
+test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
+	$(BIN)/python -m pytest -q -x tests/ec2
 
 test-fast: setup  ## unit tests and house rules
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/test_house_rules.py
@@ -43,4 +46,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup demo test test-fast lint bench lock
+.PHONY: help setup demo test test-ec2 test-fast lint bench lock
