@@ -6,7 +6,6 @@ the kernel ends a pid namespace whose first process asks for a reboot or a halt,
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -142,6 +141,12 @@ def kill_cgroup(cgroup: Path) -> None:
 def remove_cgroup(cgroup: Path) -> None:
     kill_cgroup(cgroup)
     folders = sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True)
+    deadline = time.monotonic() + 10
     for path in (*folders, cgroup):
-        with contextlib.suppress(FileNotFoundError):
-            path.rmdir()
+        while path.exists():
+            try:
+                path.rmdir()
+            except OSError:  # its last processes are dead, and not yet gone
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
