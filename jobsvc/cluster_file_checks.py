@@ -32,7 +32,7 @@ SPOT_TYPES_MIN = 2
 TOKEN_BYTES_MIN = 16
 MESSAGE_LENGTH_MAX = 160
 TOKENS = {  # where nodes look -> what makes one
-    "~/.ray/auth_token": "ray get-auth-token --generate",
+    "~/.ray/auth_token": "ray get-auth-token --generate; chmod 600 ~/.ray/auth_token",
     "~/.jobsvc/token": "(umask 077; mkdir -p ~/.jobsvc; openssl rand -hex 32 >~/.jobsvc/token)",
 }
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"

@@ -16,6 +16,7 @@ import boto3
 import pytest
 import typer
 import yaml
+from botocore.client import BaseClient
 from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
@@ -102,13 +103,30 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         group = ec2.create_security_group(GroupName="jobsvc", Description="-", VpcId=vpc)["GroupId"]
         image = ec2.register_image(Name="image", RootDeviceName="/dev/sda1")["ImageId"]
         text = filled_text(FILL_IN_AMI=image, FILL_IN_SECURITY_GROUP=group)
+        calls = recorded_calls(monkeypatch)
         config = bootstrap_aws(prepare_config(yaml.safe_load(text)))
         provider = AWSNodeProvider(config["provider"], config["cluster_name"])
         machines = {}
         for name, entry in config["available_node_types"].items():
             [instance] = provider.create_node(entry["node_config"], {"ray-user-node-type": name}, 1)
             machines[name] = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
-        yield {"ec2": ec2, "iam": iam, "group": group, "provider": provider, "machines": machines}
+        for instance in provider.non_terminated_nodes({}):
+            provider.set_node_tags(instance, {"ray-node-status": "up-to-date"})
+        rest = {"ec2": ec2, "iam": iam, "group": group, "calls": calls}
+        yield {"provider": provider, "machines": machines, **rest}
+
+
+def recorded_calls(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of all calls of AWS from now on, which are the names of rights too."""
+    calls: set[str] = set()
+    made = BaseClient._make_api_call
+
+    def call(client: Any, operation: str, arguments: dict[str, Any]) -> Any:
+        calls.add(operation)
+        return made(client, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", call)
+    return calls
 
 
 def test_machines_are_what_the_file_says(started: dict[str, Any]) -> None:
@@ -133,6 +151,18 @@ def test_ray_makes_no_role_and_no_group_of_its_own(started: dict[str, Any]) -> N
     [ours] = [each for each in groups if each["GroupName"] == "jobsvc"]
     assert not ours["IpPermissions"]  # and has opened nothing in ours
     assert started["iam"].list_roles()["Roles"] == []
+
+
+@pytest.mark.parametrize("name", ["head", "operator"])
+def test_what_ray_asks_of_aws_is_allowed(started: dict[str, Any], name: str) -> None:
+    # given `ray up`, as the operator and the guard run it, and what an autoscaler does
+    provider = started["provider"]
+    provider.terminate_nodes(provider.non_terminated_nodes({}))
+    made = started["calls"] - {"DescribeInstanceAttribute", "ListRoles"}  # asked by these tests alone
+    assert {"RunInstances", "CreateTags", "TerminateInstances", "DescribeSubnets"} <= made
+    # then the policy has each; `ray up` looks at instance types too, before any of this
+    allowed = {action.split(":")[1] for entry in statements(name) for action in listed(entry["Action"])}
+    assert made | {"DescribeInstanceTypes"} <= allowed
 
 
 def test_what_ray_ends_is_gone_with_its_disks(started: dict[str, Any]) -> None:
