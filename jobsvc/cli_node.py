@@ -47,6 +47,8 @@ MANAGER_RESOURCE = "jobsvc_manager"
 HTTP_RESOURCE = "jobsvc_http"
 # The same on every machine: each proxy sends to the replicas of both.
 PROXY_PORTS = ProxyPorts(metrics=9101, stats=8404, fallback=8500, replicas=20_000)
+# Half of the requests would go to a machine that was unplugged, until its proxy's checks have failed.
+QUICK_CHECKS = {"RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1", "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s"}
 HEAD_VARIABLES = ("RAY_enable_autoscaler_v2", "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME")
 MANAGER_NO_HEAD_SECONDS = 3600.0  # its guard needs time: a new head may have to wait for a machine
 
@@ -222,7 +224,7 @@ def this_node(settings: Settings) -> Node:
     if settings.proxy == "haproxy" and has_haproxy():
         folder = home / ".jobsvc"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        proxy = haproxy_environment(folder, PROXY_PORTS)
+        proxy = haproxy_environment(folder, PROXY_PORTS) | QUICK_CHECKS
     return Node(
         python=sys.executable,
         user=getpass.getuser(),

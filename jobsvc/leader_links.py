@@ -57,8 +57,8 @@ class LeaderFinder:
     async def _try(self, name: str, method: str, seconds: float, arguments: tuple[Any, ...]) -> bytes:
         """One call of one manager. Raises Unavailable."""
         try:
-            handle = await self.handle(name)
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds):  # looking it up takes GCS, which dies with the head
+                handle = await self.handle(name)
                 answer: bytes = await getattr(handle, method).remote(*arguments)
                 return answer
         except RayError as error:

@@ -76,8 +76,8 @@ class PeerActor:
 
     async def push(self, records: list[bytes]) -> int:
         try:
-            handle = await self._its_handle()
             async with asyncio.timeout(PUSH_SECONDS):
+                handle = await self._its_handle()
                 applied: int = await handle.follow.remote(records)
                 return applied
         except (RayError, TimeoutError) as error:
@@ -86,12 +86,11 @@ class PeerActor:
 
     async def status(self) -> ManagerStatus | None:
         try:
-            handle = await self._its_handle()
+            async with asyncio.timeout(STATUS_SECONDS):
+                handle = await self._its_handle()
+                return _status.decode(await handle.status.remote())
         except Unavailable:
             return None
-        try:
-            async with asyncio.timeout(STATUS_SECONDS):
-                return _status.decode(await handle.status.remote())
         except ActorDiedError as error:
             self._forget_dead(error)
             return None

@@ -121,11 +121,18 @@ class Cluster:
 
     def machine_of(self, manager: dict[str, Any]) -> Instance:
         """Where a manager runs."""
-        for machine in (self.head, self.manager_node):
-            command = f"test -e /proc/{manager['pid']} && tr '\\0' ' ' < /proc/{manager['pid']}/cmdline"
-            if manager["name"] in self.rig.run_on(machine.id, command, check=False, user="root"):
-                return machine
-        raise AssertionError(f"{manager['name']} runs on no machine")
+        # Ray writes over the title at each call, and a manager puts it back once a second
+        title = f"jobsvc {manager['name']}"
+        command = f"ps -o args= -p {manager['pid']}"
+
+        def found() -> Instance | None:
+            for machine in (self.head, self.manager_node):
+                if title in self.rig.run_on(machine.id, command, check=False, user="root"):
+                    return machine
+            return None
+
+        machine: Instance = wait_until(found, f"{manager['name']} on some machine", 20)
+        return machine
 
     def wait_for_workers(self, count: int, seconds: float = 180.0) -> float:
         """Until so many machines work; returns how long that took."""
