@@ -23,7 +23,7 @@ class GuardSettings(msgspec.Struct, frozen=True, kw_only=True):
     """JOBSVC_GUARD_…"""
 
     poll_seconds: float = 5.0
-    gone_seconds: float = 8.0  # EC2 says that it is gone, for so long
+    gone_seconds: float = 4.0  # EC2 says that it is gone, for so long: in two looks
     head_silent_seconds: float = 60.0  # and EC2's checks say impaired; three times that if they do not
     hold_seconds: float = 900.0  # a lease is worth so much; a head that comes up has so long
     margin_seconds: float = 60.0

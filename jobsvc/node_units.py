@@ -85,7 +85,8 @@ def unit_environment(
         for name, value in started_in.items()
         if name in KEPT or name.startswith(KEPT_PREFIXES) or name.startswith(KEPT_ENDPOINTS)
     }
-    paths = ":".join(path for path in (python_path, kept.pop("PYTHONPATH", None)) if path)
+    said = kept.pop("PYTHONPATH", "").split(":")
+    paths = ":".join(dict.fromkeys(path for path in (python_path, *said) if path))  # each once
     folders = (str(Path(python).parent), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     chosen = {
         "PATH": ":".join(folders),
@@ -96,6 +97,9 @@ def unit_environment(
         "RAY_timeout_ms_task_wait_for_death_info": "20",  # a call to a process that died fails at once
         "RAY_ROTATION_MAX_BYTES": str(LOG_BYTES_MAX),
         "RAY_ROTATION_BACKUP_COUNT": str(LOG_FILES_MAX),
+        # A port of Serve's whose connections the kernel still remembers is free for the next start, a second
+        # later. On a laptop other Serves of the same user would share it; here there are none.
+        "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
         "SPT_NOENV": "1",  # a process that names its job in its title keeps its environment readable
         **({"PYTHONPATH": paths} if paths else {}),
     }
@@ -171,11 +175,10 @@ def ray_unit(node: Node, words: Iterable[str], before: Section, wants: str | Non
             ("Type", "simple"),
             *before,
             ("ExecStart", command(*words)),
-            ("ExecStopPost", "-" + command(node.python, "-m", "ray.scripts.scripts", "stop", "--force")),
             ("Restart", "always"),
             ("RestartSec", "1"),
             ("TimeoutStopSec", "20"),
-            ("KillMode", "control-group"),
+            ("KillMode", "mixed"),  # once `ray start` has ended, nobody waits for what it left
             ("LimitNOFILE", str(OPEN_FILES)),
             ("TasksMax", "infinity"),
             ("OOMScoreAdjust", "-500"),

@@ -87,13 +87,13 @@ def test_the_environment_of_the_start_command_is_kept_and_secrets_are_not() -> N
     assert environment["AWS_ENDPOINT_URL_S3"] == "http://s3"
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_START_HOOK"] == "jobsvc.ray_head.without_client_server"
-    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == environment["SERVE_SOCKET_REUSE_PORT_ENABLED"] == "1"
     assert "secret" not in environment.values()
     assert not {"RAY_ADDRESS", "RAY_HEAD_IP", "JOBSVC_STARTED_BY", "EDITOR", "HOME"} & set(environment)
 
 
 def test_code_from_a_checkout_is_found() -> None:
-    environment = unit_environment({"PYTHONPATH": "/tasks"}, "/venv/bin/python", {}, "/checkout")
+    environment = unit_environment({"PYTHONPATH": "/tasks:/checkout"}, "/venv/bin/python", {}, "/checkout")
     assert environment["PYTHONPATH"] == "/checkout:/tasks"
     assert "PYTHONPATH" not in unit_environment({}, "/venv/bin/python", {})
     assert environment["PATH"].startswith("/venv/bin:")
