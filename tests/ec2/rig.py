@@ -145,9 +145,7 @@ class Rig:
     def close(self) -> None:
         """End every host and service; the state folder's logs stay."""
         with contextlib.ExitStack() as ends:  # from the last to the first, whatever fails
-            # Where Ray kept the sockets of this operator's SSH connections.
-            sockets = f"/tmp/ray_ssh_{hashlib.sha256(self.network.owner.encode()).hexdigest()[:10]}"
-            ends.callback(shutil.rmtree, sockets, ignore_errors=True)
+            ends.callback(shutil.rmtree, _ssh_sockets(self.network.owner), ignore_errors=True)
             ends.callback(remove_cgroup, self._cgroup)
             ends.callback(self.network.close)
             ends.callback(self.services.close)
@@ -425,12 +423,18 @@ def _write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def _ssh_sockets(owner: str) -> Path:
+    """Where Ray keeps the sockets of an operator's SSH connections, by the operator's login name."""
+    return Path(f"/tmp/ray_ssh_{hashlib.sha256(owner.encode()).hexdigest()[:10]}")
+
+
 def clean_up_abandoned() -> None:
     """What rigs left whose process was killed."""
     for owner in rig_net.abandoned():
         rig_net.remove_namespaces(owner)
         if (root := cgroup_root()) is not None:
             remove_cgroup(root / owner)
+        shutil.rmtree(_ssh_sockets(owner), ignore_errors=True)
 
 
 def main() -> None:
