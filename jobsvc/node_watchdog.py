@@ -10,6 +10,10 @@ It is no part of Ray, because it is for the times when Ray is not to be relied o
   machine is shut down, which terminates it. Only silence that was watched counts: a step adds its own length,
   and never more than `STEP_SECONDS_MAX`, so a machine that slept, or whose clock was set, does not wake up to
   its end.
+- **Is it still the same Ray?** When the head's port was refused and then answers, the head's Ray has been
+  started anew, and this node's raylet belongs to one that is gone. It would find out within a minute, and a
+  leader on it would lead on meanwhile, where nobody of the new Ray can reach it. So `jobsvc-ray` is started
+  again at once. (A port that just does not answer says nothing: a network was cut, and will be mended.)
 - **Does the raylet live?** `ray start --block` does not end when its raylet left in good order, and then
   systemd sees nothing wrong. With a head there and no raylet, and no drain, which is a raylet's good reason
   to leave, `jobsvc-ray` is started again.
@@ -36,7 +40,7 @@ from .imds import Imds, imds_client
 from .logs import log_as_json
 from .node_settings import WatchdogSettings, numbers_from
 from .node_units import RAY_UNIT
-from .ports import is_listening
+from .ports import Answer, knock
 
 POLL_SECONDS = 2.0
 STEP_SECONDS_MAX = 10.0
@@ -58,7 +62,9 @@ class Notices(Protocol):
 class Actions(Protocol):
     """What the watchdog asks of its machine. False: it did not work, and will be asked for again."""
 
-    def head_answers(self) -> bool: ...
+    def head(self) -> tuple[str | None, Answer]:
+        """The address of our head, if anybody has said it, and what is said there."""
+        ...
 
     def raylet_lives(self) -> bool: ...
 
@@ -91,6 +97,7 @@ class NodeWatchdog:
         self._stepped_at = monotonic()
         self._no_head_seconds = 0.0
         self._no_raylet_seconds = 0.0
+        self._refused_by: str | None = None
         self._notice: DrainNotice | None = None
         self._is_ray_drained = False
         self._not_before = 0.0  # of the next try of what did not work
@@ -100,7 +107,12 @@ class NodeWatchdog:
         passed = min(now - self._stepped_at, STEP_SECONDS_MAX)
         self._stepped_at = now
         self._look_for_notices()
-        is_head_there = self._machine.head_answers()
+        address, answer = self._machine.head()
+        is_head_there = answer is Answer.ACCEPTED
+        if self._is_another_ray(address, answer) and self._notice is None:
+            _log.warning("the head's Ray was started anew, and so is this node's")
+            self._machine.restart_ray()
+            self._not_before = now + RAYLET_PAUSE_SECONDS
         self._no_head_seconds = 0.0 if is_head_there else self._no_head_seconds + passed
         is_whole = self._notice is not None or not is_head_there or self._machine.raylet_lives()
         self._no_raylet_seconds = 0.0 if is_whole else self._no_raylet_seconds + passed
@@ -116,6 +128,16 @@ class NodeWatchdog:
             _log.warning("the head answers, and no raylet runs here: Ray is started again")
             self._machine.restart_ray()
             self._not_before = now + RAYLET_PAUSE_SECONDS
+
+    def _is_another_ray(self, address: str | None, answer: Answer) -> bool:
+        """True when the port that was refused answers. With another address, this node has been told."""
+        if answer is Answer.REFUSED:
+            self._refused_by = address
+        elif answer is Answer.ACCEPTED:
+            was_refused = self._refused_by is not None and self._refused_by == address
+            self._refused_by = None
+            return was_refused
+        return False
 
     def _look_for_notices(self) -> None:
         """A spot notice counts whenever it comes; a recommendation only before one."""
@@ -150,10 +172,9 @@ class Machine:
         self._folder = folder
         self._sudo = [] if is_root else ["sudo", "-n"]
 
-    def head_answers(self) -> bool:
-        """False also where nobody has said yet which head is ours."""
+    def head(self) -> tuple[str | None, Answer]:
         address = self._head()
-        return address is not None and is_listening(address)
+        return address, Answer.NONE if address is None else knock(address)
 
     def raylet_lives(self) -> bool:
         return raylet_node_id() is not None

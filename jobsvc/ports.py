@@ -7,6 +7,7 @@ answers on it and a plain bind succeeds.
 
 from __future__ import annotations
 
+import enum
 import random
 import socket
 from contextlib import closing
@@ -41,14 +42,26 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def is_listening(address: str, timeout_seconds: float = 2.0) -> bool:
-    """True if somebody accepts connections at HOST:PORT."""
+class Answer(enum.Enum):
+    ACCEPTED = "somebody listens"
+    REFUSED = "the machine is there, and nobody listens"
+    NONE = "no answer: no machine, no way there, or too busy"
+
+
+def knock(address: str, timeout_seconds: float = 2.0) -> Answer:
+    """What HOST:PORT says to a connection."""
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host, int(port)), timeout_seconds):
-            return True
+            return Answer.ACCEPTED
+    except ConnectionRefusedError:
+        return Answer.REFUSED
     except OSError:
-        return False
+        return Answer.NONE
+
+
+def is_listening(address: str, timeout_seconds: float = 2.0) -> bool:
+    return knock(address, timeout_seconds) is Answer.ACCEPTED
 
 
 def reachable(host: str) -> str:

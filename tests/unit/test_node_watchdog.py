@@ -14,6 +14,7 @@ from jobsvc.node_watchdog import (
     SPOT_MARGIN_SECONDS,
     NodeWatchdog,
 )
+from jobsvc.ports import Answer
 
 WALL = 2_000_000_000.0
 
@@ -26,6 +27,8 @@ class Node:
         self.spot: float | None = None
         self.rebalance: float | None = None
         self.head_there = True
+        self.refuses = False
+        self.address = "10.0.0.1:6379"
         self.raylet_there = True
         self.drain_works = True
         self.shutdown_works = True
@@ -58,8 +61,9 @@ class Node:
     def rebalance_notice(self) -> float | None:
         return self.rebalance
 
-    def head_answers(self) -> bool:
-        return self.head_there
+    def head(self) -> tuple[str | None, Answer]:
+        there = Answer.ACCEPTED if self.head_there else Answer.NONE
+        return self.address, Answer.REFUSED if self.refuses else there
 
     def raylet_lives(self) -> bool:
         return self.raylet_there
@@ -203,6 +207,62 @@ def test_without_a_head_there_is_nothing_to_start() -> None:
     node = Node()
     node.raylet_there = node.head_there = False
     node.live(300)
+    assert node.restarts == []
+
+
+# --- another Ray on the head ------------------------------------------------------------------------
+
+
+def test_ray_is_started_again_as_soon_as_the_heads_ray_has_been() -> None:
+    node = Node()
+    node.refuses = True
+    node.live(8)
+    assert node.restarts == []
+    node.refuses = False
+    node.live(POLL_SECONDS)
+    assert len(node.restarts) == 1
+    node.live(300)
+    assert len(node.restarts) == 1
+
+
+def test_a_network_that_was_cut_is_no_reason_to_start_ray_again() -> None:
+    node = Node()
+    node.head_there = False
+    node.live(60)
+    node.head_there = True
+    node.live(60)
+    assert node.restarts == []
+
+
+def test_a_head_that_rebooted_has_another_ray() -> None:
+    node = Node()
+    node.head_there = False
+    node.live(30)
+    node.refuses = True
+    node.live(4)
+    node.head_there, node.refuses = False, False
+    node.live(4)
+    node.head_there = True
+    node.live(4)
+    assert len(node.restarts) == 1
+
+
+def test_a_node_that_was_given_another_head_has_been_started_again_by_that() -> None:
+    node = Node()
+    node.refuses = True
+    node.live(8)
+    node.refuses, node.address = False, "10.0.0.2:6379"
+    node.live(60)
+    assert node.restarts == []
+
+
+def test_a_node_that_is_drained_stays_as_it_is() -> None:
+    node = Node()
+    node.spot = node.wall + 120
+    node.refuses = True
+    node.live(8)
+    node.refuses = False
+    node.live(60)
     assert node.restarts == []
 
 
