@@ -100,6 +100,8 @@ def unit_environment(
         # A port of Serve's whose connections the kernel still remembers is free for the next start, a second
         # later. On a laptop other Serves of the same user would share it; here there are none.
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "1",
+        # Ray drains a node for up to 30 s before `ray start` ends: here the watchdog has done that, in time.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "SPT_NOENV": "1",  # a process that names its job in its title keeps its environment readable
         **({"PYTHONPATH": paths} if paths else {}),
     }
