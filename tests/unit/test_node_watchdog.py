@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from jobsvc.drain_notice import DrainNotice
@@ -12,7 +18,9 @@ from jobsvc.node_watchdog import (
     RAYLET_PAUSE_SECONDS,
     RAYLET_SECONDS,
     SPOT_MARGIN_SECONDS,
+    Machine,
     NodeWatchdog,
+    raylet_node_id,
 )
 from jobsvc.ports import Answer
 
@@ -264,6 +272,64 @@ def test_a_node_that_is_drained_stays_as_it_is() -> None:
     node.refuses = False
     node.live(60)
     assert node.restarts == []
+
+
+# --- the machine ------------------------------------------------------------------------------------
+
+
+def test_a_port_accepts_or_refuses_or_says_nothing(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, is_root=True)
+    assert machine.head() == (None, Answer.NONE)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        (tmp_path / "head").write_text(f"{address}\n")
+        assert machine.head() == (address, Answer.ACCEPTED)
+    assert machine.head() == (address, Answer.REFUSED)
+
+
+def test_the_raylets_own_words_tell_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = [
+        SimpleNamespace(info={"name": "python", "cmdline": ["raylet", "--node_id=wrong"]}),
+        SimpleNamespace(info={"name": "raylet", "cmdline": ["/ray/raylet", "--node_id=abc", "--head"]}),
+    ]
+    monkeypatch.setattr("psutil.process_iter", lambda names: processes)
+    assert raylet_node_id() == "abc"
+    monkeypatch.setattr("psutil.process_iter", lambda names: processes[:1])
+    assert raylet_node_id() is None
+
+
+@pytest.mark.parametrize(("code", "worked"), [(0, True), (1, False)])
+def test_ray_is_asked_to_place_nothing_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, worked: bool
+) -> None:
+    said: list[list[str]] = []
+
+    def run(words: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        said.append(words)
+        return subprocess.CompletedProcess(words, code, "", "no")
+
+    monkeypatch.setattr("subprocess.run", run)
+    monkeypatch.setattr("jobsvc.node_watchdog.raylet_node_id", lambda: "abc")
+    (tmp_path / "head").write_text("10.0.0.1:6379")
+    machine = Machine(tmp_path, is_root=False)
+    assert machine.drain_ray(DrainNotice(deadline=0, reason="it goes"), 109.2) is worked
+    assert " ".join(said[0][3:]) == (
+        "drain-node --address 10.0.0.1:6379 --node-id abc --reason DRAIN_NODE_REASON_PREEMPTION"
+        " --reason-message it goes --deadline-remaining-seconds 110"
+    )
+    assert machine.shut_down() is worked
+    assert said[1] == ["sudo", "-n", "shutdown", "-h", "now"]
+    assert machine.restart_ray() is worked
+
+
+def test_a_command_that_cannot_be_run_is_tried_again_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str], **_: Any) -> None:
+        raise subprocess.TimeoutExpired(words, 1)
+
+    monkeypatch.setattr("subprocess.run", run)
+    assert Machine(tmp_path, is_root=True).shut_down() is False
 
 
 # --- settings ---------------------------------------------------------------------------------------
