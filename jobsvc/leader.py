@@ -17,7 +17,7 @@ names without a lease it is told to drop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 import msgspec
@@ -163,11 +163,15 @@ class Leader:
         """Answer from memory; whoever tells others waits for `commits.settled` first."""
         match query:
             case c.GetJobs():
-                return self._with_pools(job_views.get_jobs(self.state, query))
+                found = job_views.get_jobs(self.state, query)
+                self._add_pools(found.items)
+                return found
             case c.GetPayload():
                 return job_views.get_payload(self.state, query)
             case c.ListJobs():
-                return job_views.list_jobs(self.state, query)
+                page = job_views.list_jobs(self.state, query)
+                self._add_pools(page.jobs)
+                return page
             case c.ReadFeed():
                 return job_views.read_feed(self.state, query)
             case c.GetQueues():
@@ -178,14 +182,13 @@ class Leader:
                 return self.workers()
         return Refusal("invalid", "unknown request")
 
-    def _with_pools(self, found: c.Found) -> c.Found:
+    def _add_pools(self, items: Iterable[c.JobView | Refusal]) -> None:
         """A queued job waits for a worker, and that perhaps for a machine."""
-        for view in found.items:
+        for view in items:
             if isinstance(view, c.JobView) and view.state is State.QUEUED and view.waiting is not None:
                 pool = self.pool_views.get(view.options.pool)
                 if pool is not None and pool.waiting is not None:
                     view.waiting += f": {pool.waiting}"
-        return found
 
     def workers(self) -> c.Workers:
         now = self._loop.time()

@@ -25,8 +25,8 @@ import uuid_utils
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
-from . import autoscaler_view
 from .actor_titles import keep_title
+from .autoscaler_view import AutoscalerView
 from .commands import ManagerStatus
 from .errors import DataMissing, Fatal, StoreUnfit, Unavailable
 from .jobs import encode
@@ -47,6 +47,7 @@ UNFIT_PAUSE_SECONDS = 20.0
 EARLY_DEATH_SECONDS = 8.0
 START_PAUSE_SECONDS_MAX = 60.0
 MANAGER_RESOURCE = "jobsvc_manager"
+MACHINE_LABEL = "machine-type"  # of each type in the cluster file: its own name
 WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
 GC_FREEZE_EVERY_SECONDS = 60.0
@@ -119,25 +120,27 @@ class WorkerFleet:
         self._settings = decode_settings(settings_text)
         self._namespace = self._settings.service
         self._on_death = on_death
+        self._autoscaler = AutoscalerView()
         self._watched: dict[str, asyncio.Task[None]] = {}
         self._started_at: dict[str, float] = {}
         self._early_deaths = 0
         self._no_start_before = 0.0
 
-    async def start(self, pool: str, name: str) -> None:
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
         from .worker_actor import WorkerActor
 
         now = asyncio.get_running_loop().time()
         if now < self._no_start_before:
             raise Unavailable("workers die as soon as they start; waiting before the next one")
         actor: Any = ray.remote(WorkerActor)
-        options = worker_options(self._settings.pools[pool], name, self._namespace)
+        options = worker_options(self._settings.pools[pool], name, self._namespace, not_on)
         await asyncio.to_thread(actor.options(**options).remote, name, pool, self._settings_text)
         self._started_at[name] = now
         self._watch(name)
         _log.info("a worker is started", extra={"worker": name})
 
     async def end(self, name: str) -> None:
+        self._started_at.pop(name, None)  # its death says nothing about the next ones
         try:
             handle = await actor_handle(name, self._namespace)
         except Unavailable:
@@ -159,7 +162,7 @@ class WorkerFleet:
         return found
 
     async def machines(self) -> Machines | None:
-        return await autoscaler_view.machines()
+        return await self._autoscaler.machines()
 
     def _watch(self, name: str) -> None:
         if name not in self._watched:
@@ -183,7 +186,7 @@ class WorkerFleet:
     def _hold_back_after(self, name: str) -> None:
         """Workers that cannot even start (a broken environment) must not be started again and again."""
         now = asyncio.get_running_loop().time()
-        if now - self._started_at.pop(name, 0.0) > EARLY_DEATH_SECONDS:
+        if now - self._started_at.pop(name, float("-inf")) > EARLY_DEATH_SECONDS:
             self._early_deaths = 0
             return
         self._early_deaths += 1
@@ -198,7 +201,9 @@ def pool_of_worker(name: str) -> str:
     return name.removeprefix(WORKER_PREFIX).rsplit("-", 1)[0]
 
 
-def worker_options(pool: PoolSettings, name: str, namespace: str) -> dict[str, Any]:
+def worker_options(
+    pool: PoolSettings, name: str, namespace: str, not_on: frozenset[str] = frozenset()
+) -> dict[str, Any]:
     """Ray's options for one worker: its pool's shape is what makes the autoscaler find room for it."""
     options: dict[str, Any] = {
         "name": name,
@@ -219,6 +224,8 @@ def worker_options(pool: PoolSettings, name: str, namespace: str) -> dict[str, A
         options["resources"] = pool.resources
     if pool.runtime_env:
         options["runtime_env"] = pool.runtime_env
+    if not_on:
+        options["label_selector"] = {MACHINE_LABEL: f"!in({','.join(sorted(not_on))})"}
     return options
 
 

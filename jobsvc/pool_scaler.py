@@ -5,6 +5,10 @@ there. Too few: new workers are started, a few at a time. Too many: workers that
 are asked to leave, those on the node with the fewest workers first, so that whole nodes become free. A
 worker that the fleet does not know is lost, whoever started it; a worker that was asked to leave and does
 not is ended.
+
+Where the cloud refuses machines of a type, Ray's autoscaler goes on asking for that type. So workers that wait
+are started anew, to be placed anywhere but on the types that were refused lately. When no other type has their
+shape, the autoscaler says that they are impossible, and they may be placed anywhere again.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from . import commands as c
 from .errors import Unavailable
 from .jobs import State
 from .leader import Leader
-from .scaling import Machines, outlook, shape_of, wanted_workers
+from .scaling import REFUSAL_SECONDS, Machines, outlook, shape_of, wanted_workers
 from .settings import PoolSettings, Settings
 from .worker_registry import KnownWorker
 
@@ -30,7 +34,9 @@ MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older th
 class Fleet(Protocol):
     """The workers' processes."""
 
-    async def start(self, pool: str, name: str) -> None: ...
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
+        """Start a worker on no machine of these types."""
+        ...
 
     async def end(self, name: str) -> None: ...
 
@@ -56,6 +62,8 @@ class PoolScaler:
         self._starting_since: dict[str, float] = {}
         self._machines: Machines | None = None
         self._machines_at = float("-inf")
+        self._not_on: dict[str, frozenset[str]] = {}  # pool -> machine types
+        self._anywhere_until: dict[str, float] = {}
 
     def look_now(self) -> None:
         """Something has changed: do not wait for the second to end."""
@@ -105,12 +113,16 @@ class PoolScaler:
         )
         starting = [name for name in staying if name not in workers or not workers[name].reported]
         waiting = await self._waiting(pool, pool_settings, len(starting))
+        if waiting is not None and self._choose_types(pool, pool_settings):
+            for name in starting:
+                await self._fleet.end(name)  # the next look starts others in their place
         leader.pool_views[pool] = c.PoolView(
             pool, wanted, len(staying), pool_settings.min_workers, pool_settings.max_workers, waiting
         )
         for _ in range(min(wanted - len(staying), STARTS_MAX)):
             self._started += 1
-            await self._fleet.start(pool, f"worker-{pool}-{leader.state.epoch}.{self._started}")
+            name = f"worker-{pool}-{leader.state.epoch}.{self._started}"
+            await self._fleet.start(pool, name, self._not_on.get(pool, frozenset()))
         if len(staying) > wanted:
             self._retire_idle(
                 pool_settings, [workers[n] for n in staying if n in workers], len(staying) - wanted
@@ -133,6 +145,20 @@ class PoolScaler:
         if self._machines is not None:
             why = outlook(self._machines, shape_of(pool_settings), self._leader.commits.now())
         return f"{text}: {why}" if why else text
+
+    def _choose_types(self, pool: str, pool_settings: PoolSettings) -> bool:
+        """On which types a pool's workers are not to wait. True if that has changed."""
+        if self._machines is None:
+            return False
+        now = self._leader.commits.now()
+        before = self._not_on.get(pool, frozenset())
+        refused = self._machines.refused_lately(now)
+        if before and shape_of(pool_settings) in self._machines.impossible:
+            self._anywhere_until[pool] = now + REFUSAL_SECONDS
+        if now < self._anywhere_until.get(pool, 0.0):
+            refused = frozenset()
+        self._not_on[pool] = refused
+        return refused != before and bool(refused or before)
 
     def _load(self, pool: str) -> tuple[int, int]:
         """Queued jobs of a pool (paused queues do not count), and running ones."""

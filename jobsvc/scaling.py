@@ -45,6 +45,7 @@ def wanted_workers(pool: PoolSettings, *, queued: int, running: int, job_seconds
 # --- what a pool waits for -----------------------------------------------------------------------
 
 RECENT_SECONDS = 300.0
+REFUSAL_SECONDS = 60.0  # for so long other types are tried
 
 
 class MachineRequest(msgspec.Struct, frozen=True):
@@ -63,6 +64,11 @@ class Machines(msgspec.Struct, frozen=True):
     starting: int = 0  # machines that exist and are not ready
     refused: list[MachineRequest] = []
     impossible: list[dict[str, float]] = []  # resources that no machine type has
+
+    def refused_lately(self, now: float) -> frozenset[str]:
+        """Machine types of which the cloud had none just now."""
+        late = (request for request in self.refused if now - request.at < REFUSAL_SECONDS)
+        return frozenset(request.node_type for request in late)
 
 
 def shape_of(pool: PoolSettings) -> dict[str, float]:

@@ -345,7 +345,7 @@ class SimulatedFleet:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    async def start(self, pool: str, name: str) -> None:
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
         self._world.fleet[name] = pool
         self._world.after(self._world.random.random(), partial(self._world.begin_worker, name, pool))
 

@@ -68,9 +68,11 @@ class FakeFleet:
         self.started: list[str] = []
         self.ended: list[str] = []
         self.outlook: Machines | None = None
+        self.not_on: frozenset[str] = frozenset()
 
-    async def start(self, pool: str, name: str) -> None:
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
         self.started.append(name)
+        self.not_on = not_on
         self.there[name] = pool
 
     async def end(self, name: str) -> None:

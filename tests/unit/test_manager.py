@@ -657,3 +657,36 @@ def test_a_job_says_which_machines_its_pool_waits_for() -> None:
         waiting.cancel()
 
     run(story, pools={"default": PoolSettings(max_workers=5)})
+
+
+def test_where_machines_are_refused_workers_wait_for_other_types() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        fleet = pair.fleet
+
+        def refused(*types: str, impossible: bool = False) -> Machines:
+            assert a.leader is not None
+            now = a.leader.commits.now()
+            requests = [MachineRequest(each, 1, now, "there is none") for each in types]
+            return Machines(refused=requests, impossible=[{"CPU": 1}] if impossible else [])
+
+        # given a worker that waits for a machine of a type that the cloud has not
+        await pair.enqueue(a, 1)
+        await until(lambda: len(fleet.there) == 1)
+        [first] = fleet.there
+        fleet.outlook = refused("worker-a")
+        # then another one is started in its place, not on that type; and not on the next that is refused
+        await until(lambda: fleet.ended == [first] and len(fleet.there) == 1)
+        assert fleet.not_on == {"worker-a"}
+        fleet.outlook = refused("worker-a", "worker-b")
+        await until(lambda: len(fleet.ended) == 2 and len(fleet.there) == 1)
+        assert fleet.not_on == {"worker-a", "worker-b"}
+        # and when there are no others, on any
+        fleet.outlook = refused("worker-a", "worker-b", impossible=True)
+        await until(lambda: len(fleet.ended) == 3 and len(fleet.there) == 1)
+        assert fleet.not_on == frozenset()
+        # where it stays
+        await asyncio.sleep(20.0)
+        assert len(fleet.ended) == 3
+
+    run(story, pools={"default": PoolSettings(max_workers=5)})
