@@ -43,10 +43,13 @@ from .jobs import TERMINAL, Finished, Job, Outcome, Result, State, encode
 from .pack_references import PackReferences
 from .queue_state import QueueState, awaits_pull
 from .ready_lanes import next_jobs
+from .selections import SUITS, next_slice
 
 AUTOMATIC_KEY_SECONDS = 300.0  # far longer than any replica goes on sending one command
 QUEUES_MAX = 10_000
 KEYS_MAX = 2_000_000
+CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
+IDS_SHOWN = 5
 
 _reply_decoder: msgspec.msgpack.Decoder[c.Reply] = msgspec.msgpack.Decoder(c.Reply)
 
@@ -155,6 +158,19 @@ def _retry(state: QueueState, command: c.Retry, limits: Limits) -> Decision:
     return Decision([JobsRevived(list(ids))] if ids else [], c.Changed(items))
 
 
+def _change_matching(state: QueueState, command: c.ChangeMatching, limits: Limits) -> Decision:
+    suits = SUITS.get(command.action)
+    if suits is None:
+        return _refuse("invalid", f"must be one of {', '.join(SUITS)}", "action")
+    limit = max(1, min(command.limit, CHANGED_AT_ONCE_MAX))
+    jobs, before = next_slice(state, command.where, command.before, limit, suits)
+    ids = [job.id for job in jobs]
+    answer = c.Matched(len(ids), before, state.next_seq, ids[:IDS_SHOWN])
+    if not ids:
+        return Decision([], answer)
+    return Decision([JobsCancelled(ids) if command.action == "cancel" else JobsRevived(ids)], answer)
+
+
 def missing(state: QueueState, job_id: bytes) -> Refusal:
     """The refusal for a job that is not in memory."""
     if job_id in state.retired:
@@ -192,6 +208,7 @@ _DECIDERS: dict[type, Callable[[QueueState, Any, Limits], Decision]] = {
     c.Enqueue: _enqueue,
     c.Cancel: _cancel,
     c.Retry: _retry,
+    c.ChangeMatching: _change_matching,
     c.PatchQueue: _patch_queue,
     c.Pull: _pull,
 }

@@ -6,15 +6,14 @@ after `SCAN_MAX` and hands back a cursor. Counts come from the state machine, so
 
 from __future__ import annotations
 
-from bisect import bisect_left
-
 from . import commands as c
-from .decisions import missing, result_of
+from .decisions import IDS_SHOWN, missing, result_of
 from .errors import Refusal
+from .failure_groups import error_of, place_of
 from .jobs import Job, State
 from .queue_state import QueueState
+from .selections import SCAN_MAX, SUITS, next_slice
 
-SCAN_MAX = 20_000
 PAGE_MAX = 1_000
 
 
@@ -73,30 +72,47 @@ def get_payload(state: QueueState, query: c.GetPayload) -> c.Payload | Refusal:
 
 def list_jobs(state: QueueState, query: c.ListJobs) -> c.JobPage:
     """Newest first, below the cursor."""
-    order = state.order
-    place = len(order) if query.before is None else bisect_left(order, query.before, key=_seq)
-    stop = max(0, place - SCAN_MAX)
-    found: list[c.JobView] = []
     limit = max(1, min(query.limit, PAGE_MAX))
-    while place > stop and len(found) < limit:
-        place -= 1
-        job = order[place]
-        if _matches(job, query) and state.jobs.get(job.id) is job:
-            found.append(job_view(state, job))
-    return c.JobPage(found, order[place].seq if place > 0 else None)
+    jobs, before = next_slice(state, query.where, query.before, limit)
+    return c.JobPage([job_view(state, job) for job in jobs], before)
 
 
-def _seq(job: Job) -> int:
-    return job.seq
+def count_matching(state: QueueState, query: c.CountMatching) -> c.Matched | Refusal:
+    """How many jobs an action would change, in the jobs of one slice."""
+    suits = SUITS.get(query.action)
+    if suits is None:
+        return Refusal("invalid", f"must be one of {', '.join(SUITS)}", "action")
+    jobs, before = next_slice(state, query.where, query.before, SCAN_MAX, suits)
+    return c.Matched(len(jobs), before, state.next_seq, [job.id for job in jobs[:IDS_SHOWN]])
 
 
-def _matches(job: Job, query: c.ListJobs) -> bool:
-    return (
-        (query.state is None or job.state is query.state)
-        and (query.queue is None or job.options.queue == query.queue)
-        and (query.task is None or job.options.task == query.task)
-        and (query.batch is None or job.options.batch == query.batch)
+def get_failures(state: QueueState, query: c.GetFailures) -> c.Failures:
+    """Groups of failed jobs, the largest first."""
+    groups = [
+        _failure_group(fingerprint, group)
+        for fingerprint, group in state.failures.largest(max(1, min(query.limit, PAGE_MAX)))
+    ]
+    return c.Failures(groups, len(state.failures), state.total(State.FAILED), state.log_time)
+
+
+def _failure_group(fingerprint: str, group: dict[bytes, Job]) -> c.FailureGroup:
+    first, last = next(iter(group.values())), next(reversed(group.values()))
+    error = error_of(last)
+    return c.FailureGroup(
+        fingerprint,
+        last.options.task,
+        error.type,
+        error.message,
+        place_of(error),
+        len(group),
+        _finished_at(first),
+        _finished_at(last),
+        last.id,
     )
+
+
+def _finished_at(job: Job) -> float:
+    return job.details.finished_at or 0.0 if job.details is not None else 0.0
 
 
 def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:

@@ -199,6 +199,8 @@ def _restore_orders(state: QueueState) -> None:
             continue
         assert job.details is not None and job.details.finished_at is not None
         assert job.details.finish_seq is not None
+        if job.state is State.FAILED:
+            state.failures.add(job)
         if job.options.retention_seconds is not None:
             expires_at = job.details.finished_at + job.options.retention_seconds
             heapq.heappush(state.retention, (expires_at, job.details.finish_seq, job))
@@ -226,6 +228,9 @@ def check_invariants(state: QueueState) -> None:
         _check_job(state, job)
     assert counts == state.counts, "counts disagree"
     assert packs == state.packs, "packs disagree"
+    failed = {job.id for job in state.jobs.values() if job.state is State.FAILED}
+    grouped = [job_id for group in state.failures.all() for job_id in group]
+    assert len(grouped) == len(failed) and set(grouped) == failed, "failure groups disagree"
     assert uses == {each: use.jobs for each, use in state.options.items()}, "interned options disagree"
     seqs = [job.seq for job in state.order]
     assert seqs == sorted(set(seqs)), "order is not by seq"

@@ -58,6 +58,7 @@ from .events import (
     KeyRemembered,
     QueuePaused,
 )
+from .failure_groups import FailureGroups
 from .jobs import (
     HASH_TASK,
     TERMINAL,
@@ -138,6 +139,7 @@ class QueueState:
         self.counts: dict[str, dict[State, int]] = {}
         self.feed: list[Job | None] = []
         self.feed_first = 1  # finish_seq of feed[0]
+        self.failures = FailureGroups()
         self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
         self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
         self.keys: dict[str, KeyRecord] = {}
@@ -332,6 +334,7 @@ def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
 def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
     for job_id in event.ids:
         job = state.jobs[job_id]
+        state.failures.drop(job)
         _move(state, job, Change.REVIVE)
         job.failures = job.crashes = 0
         details = job.details
@@ -379,6 +382,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         details.finish_seq = None  # leaves `retention`
         _count(state, job.options.queue)[job.state] -= 1
         _use(state, job.options, -1)
+        state.failures.drop(job)
         state.packs.drop_all_of(job)
         state.retired[job_id] = None
         state.retired_order.append(job_id)
@@ -455,6 +459,8 @@ def _finish(state: QueueState, job: Job) -> None:
     details.finished_at = state.log_time
     details.finish_seq = state.next_finish_seq
     state.feed.append(job)
+    if job.state is State.FAILED:
+        state.failures.add(job)
     if job.options.retention_seconds is not None:
         expires_at = state.log_time + job.options.retention_seconds
         heapq.heappush(state.retention, (expires_at, details.finish_seq, job))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import job_views
+from jobsvc import job_views, selections
 from jobsvc.errors import Refusal
 from jobsvc.jobs import BlobRef, Outcome, State
 
@@ -103,7 +103,7 @@ def test_filters_and_retired_jobs() -> None:
 
 
 def test_a_page_looks_at_a_bounded_number_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_views, "SCAN_MAX", 3)
+    monkeypatch.setattr(selections, "SCAN_MAX", 3)
     world = World()
     [old] = world.enqueue(queue="rare")
     world.enqueue(8)

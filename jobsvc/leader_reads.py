@@ -1,0 +1,113 @@
+"""What the leader answers from memory. Reads only; who tells others waits for `CommitLoop.settled` first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from . import commands as c
+from . import job_views
+from .errors import Refusal
+from .jobs import State
+from .queue_state import QueueState
+from .settings import Settings
+from .state_history import StateHistory
+from .throughput import Throughput
+from .worker_registry import WorkerRegistry
+
+
+class LeaderReads:
+    """Queries over the parts of one leadership."""
+
+    def __init__(
+        self,
+        state: QueueState,
+        registry: WorkerRegistry,
+        throughput: Throughput,
+        history: StateHistory,
+        settings: Settings,
+        pool_views: Mapping[str, c.PoolView],
+        clock: Callable[[], float],
+    ) -> None:
+        self._state = state
+        self._registry = registry
+        self._throughput = throughput
+        self._history = history
+        self._settings = settings
+        self._pool_views = pool_views
+        self._clock = clock
+
+    def answer(self, query: c.Query) -> c.Reply:
+        """The answer of one query."""
+        state = self._state
+        match query:
+            case c.GetJobs():
+                found = job_views.get_jobs(state, query)
+                self._add_workers(found.items)
+                return found
+            case c.GetPayload():
+                return job_views.get_payload(state, query)
+            case c.ListJobs():
+                page = job_views.list_jobs(state, query)
+                self._add_workers(page.jobs)
+                return page
+            case c.CountMatching():
+                return job_views.count_matching(state, query)
+            case c.GetFailures():
+                return job_views.get_failures(state, query)
+            case c.GetHistory():
+                return self._history.read(query.seconds)
+            case c.ReadFeed():
+                return job_views.read_feed(state, query)
+            case c.GetQueues():
+                finished = self._throughput.per_second(self._clock())
+                return job_views.get_queues(state, finished, self._settings.queues)
+            case c.GetWorkers():
+                return self.workers()
+        return Refusal("invalid", "unknown request")
+
+    def _add_workers(self, items: Iterable[c.JobView | Refusal]) -> None:
+        """A queued job waits for a worker, and that perhaps for a machine; a running one has its worker."""
+        for view in items:
+            if isinstance(view, Refusal):
+                continue
+            if view.worker in self._registry.workers:
+                view.actor = self._registry.workers[view.worker].actor
+            if view.state is State.QUEUED and view.waiting is not None:
+                pool = self._pool_views.get(view.options.pool)
+                if pool is not None and pool.waiting is not None:
+                    view.waiting += f": {pool.waiting}"
+
+    def workers(self) -> c.Workers:
+        now = self._clock()
+        silent = self._settings.heartbeat_seconds * 2
+        views = [
+            c.WorkerView(
+                worker.name,
+                worker.pid,
+                worker.node,
+                worker.pool,
+                worker.state(now, silent),
+                worker.current,
+                len(self._state.leases.get(worker.name, ())),
+                now - worker.seen_at,
+                worker.actor,
+            )
+            for worker in sorted(self._registry.workers.values(), key=lambda worker: worker.name)
+        ]
+        return c.Workers(views, list(self._pool_views.values()))
+
+    def pulse(self) -> c.Pulse:
+        """What one look should tell, with what only the leader knows."""
+        pulse = self._history.pulse(self._state)
+        pulse.workers = self.worker_states()
+        pulse.pools = list(self._pool_views.values())
+        return pulse
+
+    def worker_states(self) -> dict[str, int]:
+        now = self._clock()
+        silent = self._settings.heartbeat_seconds * 2
+        counts: dict[str, int] = {}
+        for worker in self._registry.workers.values():
+            state = worker.state(now, silent)
+            counts[state] = counts.get(state, 0) + 1
+        return counts

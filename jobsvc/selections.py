@@ -1,0 +1,122 @@
+"""Which jobs a filter means, in bounded slices: for lists, counts and actions on all that match.
+
+A slice looks at no more than `SCAN_MAX` jobs (about 8 ms), newest first below a cursor, and hands back the
+cursor of the next one: so that a filter over a million jobs never holds up the leader.
+
+Where few jobs can match (those that run, wait for their time, or failed), only they are looked at, however
+many others there are: a list of ten failures among a million successes is one slice.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import NamedTuple
+
+from .commands import Selection
+from .jobs import TERMINAL, Job, State
+from .queue_state import QueueState
+
+SCAN_MAX = 20_000
+INDEX_MAX = 20_000
+
+_REVIVABLE = frozenset({State.FAILED, State.CANCELLED})
+
+
+class Slice(NamedTuple):
+    """Jobs that match, newest first, and the cursor for what comes after; None at the end."""
+
+    jobs: list[Job]
+    before: int | None
+
+
+def next_slice(
+    state: QueueState,
+    where: Selection,
+    before: int | None,
+    limit: int,
+    suits: Callable[[Job], bool] | None = None,
+) -> Slice:
+    """Up to `limit` matching jobs below the cursor. May be short, even empty, with a cursor."""
+    few = _indexed(state, where)
+    if few is not None:
+        return _of_few(state, where, few, before, limit, suits)
+    group = None if where.failure is None else state.failures.of(where.failure)
+    order = state.order
+    place = len(order) if before is None else bisect_left(order, before, key=_seq)
+    stop = max(0, place - SCAN_MAX)
+    found: list[Job] = []
+    while place > stop and len(found) < limit:
+        place -= 1
+        job = order[place]
+        if (
+            (group is None or job.id in group)
+            and matches(job, where)
+            and state.jobs.get(job.id) is job
+            and (suits is None or suits(job))
+        ):
+            found.append(job)
+    return Slice(found, order[place].seq if place > 0 else None)
+
+
+def _of_few(
+    state: QueueState,
+    where: Selection,
+    few: Iterable[Job],
+    before: int | None,
+    limit: int,
+    suits: Callable[[Job], bool] | None,
+) -> Slice:
+    found = {
+        job.seq: job
+        for job in few
+        if (before is None or job.seq < before)
+        and matches(job, where)
+        and state.jobs.get(job.id) is job
+        and (suits is None or suits(job))
+    }
+    seqs = sorted(found, reverse=True)
+    shown = [found[seq] for seq in seqs[:limit]]
+    return Slice(shown, shown[-1].seq if len(seqs) > limit else None)
+
+
+def _indexed(state: QueueState, where: Selection) -> Iterable[Job] | None:
+    """A small collection that holds all that can match, or None if there is none."""
+    if where.failure is not None:
+        group = state.failures.of(where.failure)
+        return group.values() if len(group) <= INDEX_MAX else None
+    if where.state is State.FAILED and state.total(State.FAILED) <= INDEX_MAX:
+        return chain.from_iterable(group.values() for group in state.failures.all())
+    if where.state is State.RUNNING and state.total(State.RUNNING) <= INDEX_MAX:
+        return chain.from_iterable(held.values() for held in state.leases.values())
+    if where.state is State.SCHEDULED and len(state.due) <= INDEX_MAX:
+        return [job for _, _, job in state.due]
+    return None
+
+
+def _seq(job: Job) -> int:
+    return job.seq
+
+
+def matches(job: Job, where: Selection) -> bool:
+    """All but the failure group, which is a collection of its own."""
+    options = job.options
+    return (
+        (where.state is None or job.state is where.state)
+        and (where.queue is None or options.queue == where.queue)
+        and (where.task is None or options.task == where.task)
+        and (where.batch is None or options.batch == where.batch)
+    )
+
+
+def can_cancel(job: Job) -> bool:
+    lease = job.details.lease if job.details is not None else None
+    return job.state not in TERMINAL and not (lease is not None and lease.cancel_requested)
+
+
+def can_retry(job: Job) -> bool:
+    return job.state in _REVIVABLE
+
+
+SUITS: dict[str, Callable[[Job], bool]] = {"cancel": can_cancel, "retry": can_retry}
