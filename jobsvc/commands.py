@@ -156,6 +156,7 @@ class JobView(msgspec.Struct, array_like=True, tag="job"):
     result: Result | None = None
     pulled: bool = False
     waiting: str | None = None  # why it waits, in words
+    actor: str = ""  # its worker's id in Ray, if the leader knows it
 
 
 class Found(msgspec.Struct, array_like=True, tag="found"):
@@ -217,6 +218,7 @@ class WorkerView(msgspec.Struct, array_like=True):
     current: str | None  # what it runs, in words
     held: int  # leases
     seen_seconds_ago: float
+    actor: str = ""  # its id in Ray
 
 
 class PoolView(msgspec.Struct, array_like=True):
@@ -231,6 +233,24 @@ class PoolView(msgspec.Struct, array_like=True):
 class Workers(msgspec.Struct, array_like=True, tag="workers"):
     workers: list[WorkerView]
     pools: list[PoolView]
+
+
+class Count(msgspec.Struct, array_like=True):
+    """A counter, for metrics."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class Spread(msgspec.Struct, array_like=True):
+    """A histogram, for metrics: how many fell into each bucket; the last bucket has no bound."""
+
+    name: str
+    labels: dict[str, str]
+    bounds: list[float]
+    counts: list[int]
+    sum_seconds: float
 
 
 class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
@@ -248,9 +268,11 @@ class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     commit_seconds: list[float] = []  # leader: durations of the latest commits, newest last
     counts: dict[str, int] = {}  # state -> jobs
     store_requests: dict[str, int] = {}
-    counters: dict[str, float] = {}  # for /metrics: name -> value since this process began
+    counters: list[Count] = []  # since this leadership began, as `spreads`
     healthy: bool = True
     problem: str | None = None
+    spreads: list[Spread] = []
+    actor: str = ""  # its id in Ray
 
 
 Command = Enqueue | Cancel | Retry | PatchQueue | Pull

@@ -11,8 +11,7 @@ A refusal is an answer. `ask` returns it like any other; the methods that promis
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TypeVar
 
 from . import commands as c
@@ -24,6 +23,7 @@ from .object_store import ObjectStore, StoreError
 from .payload_packs import PayloadPacks, large_payloads
 from .put_pace import PutPace, replica_interval_seconds
 from .settings import MIB, Settings
+from .tallies import Durations
 
 __all__ = ["Gateway", "Managers"]
 
@@ -38,19 +38,6 @@ READ_PAUSE_SECONDS = 0.1
 CHUNK_BYTES = 4 * MIB  # of an object that is streamed
 
 T = TypeVar("T")
-
-
-class Durations:
-    """A histogram: how many durations fell into each bucket, and their sum."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.counts = [0] * (len(self.bounds) + 1)
-        self.sum_seconds = 0.0
-
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.sum_seconds += seconds
 
 
 class Gateway:

@@ -66,6 +66,7 @@ def build_app(
         }
         return figures
 
+    app.state.own_figures = own_figures
     service = ServiceRoutes(gateway, bodies, settings, registry, own_figures)
     for operation in OPERATIONS:
         add_operation(app, operation, _handler(operation.handler, jobs, streams, service))

@@ -205,6 +205,7 @@ class WorkerReport(msgspec.Struct, array_like=True):
     busy_seconds: dict[str, tuple[int, float]] = {}  # task -> (attempts ended, seconds) since last report
     current: str | None = None  # text for people: task and job id
     puts: int = 0  # PUTs made since the last report that was answered
+    actor: str = ""  # its id in Ray
 
 
 class Grant(msgspec.Struct, gc=False, array_like=True):

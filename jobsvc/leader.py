@@ -34,6 +34,7 @@ from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .scaling import JobSeconds
 from .settings import Settings
+from .tallies import Tallies
 from .throughput import Throughput
 from .worker_registry import KnownWorker, WorkerRegistry
 
@@ -63,7 +64,7 @@ class Leader:
         self.name = name
         self.state = state
         self.registry = WorkerRegistry()
-        self.counters: dict[str, float] = {}
+        self.tallies = Tallies()
         self.pool_views: dict[str, c.PoolView] = {}
         self.job_seconds: dict[str, JobSeconds] = {}
         self._store = store
@@ -134,7 +135,7 @@ class Leader:
         for job in self.state.feed[first - self.state.feed_first :]:
             if job is not None:
                 self._throughput.add(job.options.queue, now)
-                self._count(f"jobs_finished:{job.state.value}", 1)
+                self.tallies.job_finished(job)
 
     # --- calls of replicas ---
 
@@ -153,7 +154,7 @@ class Leader:
             self.commits.stamp()
             decision = decisions.decide(self.state, request, self._limits)
             self.apply_events(decision.events)
-            self._count_command(request, decision.answer)
+            self.tallies.command(request, decision.answer)
             if isinstance(request, c.Cancel) and decision.events:
                 self._wake_holders(request.ids)
             return decision.answer
@@ -164,13 +165,13 @@ class Leader:
         match query:
             case c.GetJobs():
                 found = job_views.get_jobs(self.state, query)
-                self._add_pools(found.items)
+                self._add_workers(found.items)
                 return found
             case c.GetPayload():
                 return job_views.get_payload(self.state, query)
             case c.ListJobs():
                 page = job_views.list_jobs(self.state, query)
-                self._add_pools(page.jobs)
+                self._add_workers(page.jobs)
                 return page
             case c.ReadFeed():
                 return job_views.read_feed(self.state, query)
@@ -182,10 +183,14 @@ class Leader:
                 return self.workers()
         return Refusal("invalid", "unknown request")
 
-    def _add_pools(self, items: Iterable[c.JobView | Refusal]) -> None:
-        """A queued job waits for a worker, and that perhaps for a machine."""
+    def _add_workers(self, items: Iterable[c.JobView | Refusal]) -> None:
+        """A queued job waits for a worker, and that perhaps for a machine; a running one has its worker."""
         for view in items:
-            if isinstance(view, c.JobView) and view.state is State.QUEUED and view.waiting is not None:
+            if isinstance(view, Refusal):
+                continue
+            if view.worker in self.registry.workers:
+                view.actor = self.registry.workers[view.worker].actor
+            if view.state is State.QUEUED and view.waiting is not None:
                 pool = self.pool_views.get(view.options.pool)
                 if pool is not None and pool.waiting is not None:
                     view.waiting += f": {pool.waiting}"
@@ -203,6 +208,7 @@ class Leader:
                 worker.current,
                 len(self.state.leases.get(worker.name, ())),
                 now - worker.seen_at,
+                worker.actor,
             )
             for worker in sorted(self.registry.workers.values(), key=lambda worker: worker.name)
         ]
@@ -259,9 +265,7 @@ class Leader:
         self.commits.stamp()
         settlement = decisions.settle(self.state, report.worker, report.node, report.finished)
         self.apply_events(settlement.events)
-        self._count("stale_results", len(settlement.stale))
-        for finished in report.finished:
-            self._count(f"attempts_finished:{finished.outcome.value}", 1)
+        self.tallies.attempts_ended(self.state.jobs, report.finished, settlement.stale)
         self.serve_waiting(but=report.worker)
         return settlement.stale
 
@@ -320,6 +324,7 @@ class Leader:
         worker.idle_since = None
         if worker.running is None:
             worker.running = (ids[0], self.state.jobs[ids[0]].attempt)
+        self.tallies.leased(self.state.jobs[job_id] for job_id in ids)
 
     def serve_waiting(self, but: str = "") -> None:
         """Lease to workers that wait, in the same record as what made the jobs ready."""
@@ -358,9 +363,10 @@ class Leader:
         running = worker.running  # as it was: a next life under this name may report while the store is read
         keys, finished = await self._read_outbox(name)
         self.commits.stamp()
-        self.apply_events(decisions.settle(self.state, name, worker.node, finished).events)
-        if name in self.state.leases:
-            self._count("leases_expired", len(self.state.leases[name]))
+        settlement = decisions.settle(self.state, name, worker.node, finished)
+        self.apply_events(settlement.events)
+        self.tallies.attempts_ended(self.state.jobs, finished, settlement.stale)
+        self.tallies.count("leases_expired", len(self.state.leases.get(name, ())))
         self.commits.stamp()
         self.apply_events(decisions.lose_worker(self.state, name, running))
         if self.registry.workers.get(name) is worker:
@@ -445,22 +451,9 @@ class Leader:
             keys = await insist(self._store.list, prefix)
             for key in orphans.orphaned(keys, self.state.packs, self.commits.now()):
                 await insist(self._store.delete, key)
-                self._count("orphans_deleted", 1)
+                self.tallies.count("orphans_deleted", 1)
 
     # --- figures ---
-
-    def _count(self, name: str, amount: float) -> None:
-        if amount:
-            self.counters[name] = self.counters.get(name, 0) + amount
-
-    def _count_command(self, command: c.Command, answer: c.Reply) -> None:
-        if isinstance(answer, Refusal):
-            self._count(f"refused:{answer.code}", 1)
-        elif isinstance(command, c.Enqueue):
-            created = isinstance(answer, c.Accepted) and answer.created
-            self._count(
-                "jobs_enqueued" if created else "idempotent_replays", len(command.jobs) if created else 1
-            )
 
     def healthy(self) -> str | None:
         """None, or what is wrong: health means progress."""

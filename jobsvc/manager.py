@@ -72,6 +72,7 @@ class Manager:
         nonce: bytes,
         node: str,
         pid: int,
+        actor: str = "",
     ) -> None:
         self.name = name
         self.role = "recovering"
@@ -86,6 +87,7 @@ class Manager:
         self._nonce = nonce
         self._node = node
         self._pid = pid
+        self._actor = actor
         self._reader: LogReader | None = None
         self._scaler: PoolScaler | None = None
         self._pushed: deque[bytes] = deque()
@@ -386,13 +388,15 @@ class Manager:
             status.applied_records = mark.records
         status.counts = {state.value: count for state, count in self.state.totals().items()}
         status.store_requests = dict(self._store.requests)
+        status.actor = self._actor
         if leader is not None:
             writer_mark = leader.commits.mark
             status.applied_n = writer_mark.next_position.n - 1
             status.applied_records = writer_mark.records
             status.commit_age_seconds = asyncio.get_running_loop().time() - leader.commits.committed_at
             status.commit_seconds = list(leader.commits.commit_seconds)
-            status.counters = dict(leader.counters)
+            status.counters = leader.tallies.counts()
+            status.spreads = leader.tallies.spreads()
             status.problem = leader.healthy()
             status.healthy = status.problem is None
         return status

@@ -255,6 +255,7 @@ class ManagerActor:
             nonce=uuid_utils.uuid7().bytes,
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
+            actor=ray.get_runtime_context().get_actor_id() or "",
         )
         self._tasks = [
             asyncio.ensure_future(each)

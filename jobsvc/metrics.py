@@ -6,12 +6,16 @@ front and `_total` behind, so that nobody adds both up.
 
 Rules: base units; labels from closed or capped sets (beyond 50 queues the rest is `other`); never a job's
 id, label or anything else that callers make up. What only a leader knows is there only while one leads.
+
+Ray's histograms take one observation at a time, which is not for thousands of jobs a second. So it is given
+their buckets as gauges under the names that a histogram's parts have: queries do not see a difference.
 """
 
 from __future__ import annotations
 
+import asyncio
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -20,13 +24,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from . import commands as c
-from .gateway import Durations
 from .manager_status import lag_records, leader_of, percentile
+from .tallies import OTHER, QUEUES_MAX, Durations
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-QUEUES_MAX = 50
-OTHER = "other"
-ROUTE_LABELS = ("route", "method", "status")
+FEED_SECONDS = 5.0  # Ray forgets a gauge that was not set again for twice its own interval of 10 s
 
 
 class Sample(NamedTuple):
@@ -57,9 +59,19 @@ HELP = {
     "jobsvc_stale_results_total": "Reports refused because the lease was not the worker's any more.",
     "jobsvc_idempotent_replays_total": "Commands answered again under their idempotency key.",
     "jobsvc_refused_total": "Commands that the leader refused, by reason.",
+    "jobsvc_orphans_deleted_total": "Objects deleted in this leadership that no job needed.",
+    "jobsvc_queue_wait_seconds": "From a job's acceptance, or its time, to its first lease.",
+    "jobsvc_attempt_duration_seconds": "How long attempts ran.",
+    "jobsvc_http_requests_total": "HTTP requests answered by this replica.",
+    "jobsvc_http_rejected_total": "HTTP requests refused by this replica, by reason.",
+    "jobsvc_http_waiting": "Requests that wait for a job in this replica.",
+    "jobsvc_event_streams": "Event streams open in this replica.",
+    "jobsvc_flights_total": "Calls from this replica to the leader.",
+    "jobsvc_flight_requests_total": "Requests that travelled in them.",
+    "jobsvc_payload_packs_total": "Objects with large payloads that this replica wrote.",
+    "jobsvc_enqueue_commit_seconds": "From a checked enqueue to its durable record.",
+    "jobsvc_build_info": "What runs here.",
 }
-# The leader's counters are `name` or `name:value`; this is the label that the value belongs to.
-_COUNTER_LABELS = {"attempts_finished": "outcome", "jobs_finished": "outcome", "refused": "reason"}
 
 
 class ReplicaFigures:
@@ -122,10 +134,8 @@ def _leader_samples(leader: c.ManagerStatus, now: float) -> Iterator[Sample]:
         seconds = percentile(leader.commit_seconds, share)
         if seconds is not None:
             yield Sample("jobsvc_commit_seconds", {"quantile": str(share)}, seconds)
-    for full_name, value in leader.counters.items():
-        name, _, label = full_name.partition(":")
-        labels = {_COUNTER_LABELS.get(name, "kind"): label} if label else {}
-        yield Sample(f"jobsvc_{name}_total", labels, value)
+    for count in leader.counters:
+        yield Sample(f"jobsvc_{count.name}_total", count.labels, count.value)
 
 
 def _queue_samples(queues: c.Queues) -> Iterator[Sample]:
@@ -157,6 +167,46 @@ def _worker_samples(workers: c.Workers) -> Iterator[Sample]:
         yield Sample("jobsvc_workers", {"pool": pool_name, "state": state}, number)
 
 
+def spreads(statuses: Sequence[c.ManagerStatus]) -> list[c.Spread]:
+    """The leader's histograms."""
+    leader = leader_of(list(statuses))
+    return [] if leader is None else leader.spreads
+
+
+def own_samples(own: ReplicaFigures) -> Iterator[Sample]:
+    """What a replica counts, labelled with the replica: a scrape of `/metrics` meets any of them."""
+    replica = {"replica": own.replica}
+    for (route, method, status), count in own.requests.items():
+        labels = {"route": route, "method": method, "status": status, **replica}
+        yield Sample("jobsvc_http_requests_total", labels, count)
+    for reason, count in own.rejected.items():
+        yield Sample("jobsvc_http_rejected_total", {"reason": reason, **replica}, count)
+    for name, value in own.gauges.items():
+        yield Sample(f"jobsvc_{name}", replica, value)
+    for name, value in own.counters.items():
+        yield Sample(f"jobsvc_{name}_total", replica, value)
+    yield Sample("jobsvc_build_info", {"version": version(), "python": platform.python_version()}, 1)
+
+
+def own_spreads(own: ReplicaFigures) -> list[c.Spread]:
+    return [own.enqueue_commit_seconds.spread("enqueue_commit_seconds", {"replica": own.replica})]
+
+
+def version() -> str:
+    try:
+        return metadata.version("jobsvc")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # run from a folder that is not installed
+
+
+def buckets(spread: c.Spread) -> Iterator[tuple[str, int]]:
+    """The bounds, as Prometheus writes them, each with how many are below: the last counts all."""
+    total = 0
+    for bound, count in zip([*map(str, spread.bounds), "+Inf"], spread.counts, strict=True):
+        total += count
+        yield bound, total
+
+
 # --- GET /metrics ---------------------------------------------------------------------------------------
 
 
@@ -178,75 +228,37 @@ def render(
     now: float,
 ) -> bytes:
     """The text of `GET /metrics`."""
-    families: dict[str, Metric] = {}
-    for sample in samples(statuses, queues, workers, now):
+    families: dict[str, Any] = {}
+    for sample in (*samples(statuses, queues, workers, now), *own_samples(own)):
         family = families.get(sample.name)
         if family is None:
             family = families[sample.name] = _family(sample)
-        family.add_metric(list(sample.labels.values()), sample.value)  # type: ignore[attr-defined]
-    registry: Any = _Families([*families.values(), *_own_families(own), _build_info()])
+        family.add_metric(list(sample.labels.values()), sample.value)
+    for spread in (*spreads(statuses), *own_spreads(own)):
+        name = f"jobsvc_{spread.name}"
+        if name not in families:
+            families[name] = HistogramMetricFamily(name, _help(name), labels=list(spread.labels))
+        families[name].add_metric(list(spread.labels.values()), [*buckets(spread)], spread.sum_seconds)
+    registry: Any = _Families([*families.values()])
     return prometheus_client.generate_latest(registry)
 
 
-def _family(sample: Sample) -> Metric:
-    text = HELP.get(sample.name, "Counted by the leader.")
+def _help(name: str) -> str:
+    return HELP.get(name, "Counted by the leader.")
+
+
+def _family(sample: Sample) -> Any:
+    text = _help(sample.name)
     if sample.name.endswith("_total"):
         return CounterMetricFamily(sample.name.removesuffix("_total"), text, labels=list(sample.labels))
     return GaugeMetricFamily(sample.name, text, labels=list(sample.labels))
-
-
-def _own_families(own: ReplicaFigures) -> list[Metric]:
-    """Labelled with the replica: a scrape meets any of them."""
-    requests = CounterMetricFamily(
-        "jobsvc_http_requests", "HTTP requests answered.", labels=[*ROUTE_LABELS, "replica"]
-    )
-    for key, count in own.requests.items():
-        requests.add_metric([*key, own.replica], count)
-    rejected = CounterMetricFamily(
-        "jobsvc_http_rejected", "HTTP requests refused, by reason.", labels=["reason", "replica"]
-    )
-    for reason, count in own.rejected.items():
-        rejected.add_metric([reason, own.replica], count)
-    found: list[Metric] = [requests, rejected]
-    for name, value in own.gauges.items():
-        gauge = GaugeMetricFamily(f"jobsvc_{name}", "Held by this replica now.", labels=["replica"])
-        gauge.add_metric([own.replica], value)
-        found.append(gauge)
-    for name, value in own.counters.items():
-        counter = CounterMetricFamily(f"jobsvc_{name}", "Counted by this replica.", labels=["replica"])
-        counter.add_metric([own.replica], value)
-        found.append(counter)
-    durations = own.enqueue_commit_seconds
-    histogram = HistogramMetricFamily(
-        "jobsvc_enqueue_commit_seconds", "From a checked enqueue to its durable record.", labels=["replica"]
-    )
-    buckets: list[tuple[str, float]] = []
-    total = 0
-    for bound, count in zip([*map(str, durations.bounds), "+Inf"], durations.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    histogram.add_metric([own.replica], buckets, durations.sum_seconds)
-    return [*found, histogram]
-
-
-def _build_info() -> Metric:
-    info = GaugeMetricFamily("jobsvc_build_info", "What runs here.", labels=["version", "python"])
-    info.add_metric([version(), platform.python_version()], 1)
-    return info
-
-
-def version() -> str:
-    try:
-        return metadata.version("jobsvc")
-    except metadata.PackageNotFoundError:
-        return "unknown"  # run from a folder that is not installed
 
 
 # --- ray.util.metrics ---------------------------------------------------------------------------------------
 
 
 class RayMetrics:
-    """Feeds the samples to Ray. One in each manager's process; `update` every few seconds."""
+    """Feeds samples to Ray. One in each manager and replica, called every few seconds."""
 
     def __init__(self) -> None:
         self._series: dict[str, Any] = {}
@@ -255,12 +267,28 @@ class RayMetrics:
     def update(
         self, status: c.ManagerStatus, queues: c.Queues | None, workers: c.Workers | None, now: float
     ) -> None:
-        """This manager's figures; queues and workers only while it leads."""
-        for sample in samples([status], queues, workers, now):
+        """A manager's figures; queues and workers only while it leads."""
+        self._feed(samples([status], queues, workers, now), spreads([status]))
+
+    def update_replica(self, own: ReplicaFigures) -> None:
+        self._feed(own_samples(own), own_spreads(own))
+
+    def _feed(self, found: Iterable[Sample], histograms: Iterable[c.Spread]) -> None:
+        for sample in found:
             if sample.name.endswith("_total"):
                 self._count(sample)
             else:
-                self._series_of(sample, "Gauge").set(sample.value, tags=sample.labels)
+                self._gauge(sample)
+        for spread in histograms:
+            name = f"jobsvc_{spread.name}"
+            number = 0
+            for bound, number in buckets(spread):
+                self._gauge(Sample(f"{name}_bucket", {**spread.labels, "le": bound}, number))
+            self._gauge(Sample(f"{name}_count", spread.labels, number))
+            self._gauge(Sample(f"{name}_sum", spread.labels, spread.sum_seconds))
+
+    def _gauge(self, sample: Sample) -> None:
+        self._series_of(sample, "Gauge").set(sample.value, tags=sample.labels)
 
     def _count(self, sample: Sample) -> None:
         """Ray's counters take increments. A smaller value is a new leadership, which counts from 0."""
@@ -277,7 +305,14 @@ class RayMetrics:
             from ray.util import metrics as ray_metrics
 
             name = sample.name.removesuffix("_total")
-            text = HELP.get(sample.name, "Counted by the leader.")
             make: Any = getattr(ray_metrics, kind)
-            series = self._series[sample.name] = make(name, text, tuple(sample.labels))
+            series = self._series[sample.name] = make(name, _help(sample.name), tuple(sample.labels))
         return series
+
+
+async def feed_replica(own: Callable[[], ReplicaFigures]) -> None:
+    """For ever: what this replica counts, to Ray."""
+    ray_metrics = RayMetrics()
+    while True:
+        await asyncio.sleep(FEED_SECONDS)
+        ray_metrics.update_replica(own())

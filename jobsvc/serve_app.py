@@ -15,12 +15,14 @@ and each of these has a proxy: two ways in. Nobody waits for the second machine,
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +35,7 @@ from .http_api import build_app
 from .leader_links import RayManagers
 from .logs import log_as_json
 from .manager_actor import remove_actors, start_managers
+from .metrics import feed_replica
 from .s3_store import open_store
 from .settings import Settings, decode_settings
 from .tasks import load_tasks
@@ -70,7 +73,16 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
         wall=time.time,
     )
     registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
-    return build_app(gateway, settings, token, registry, server_echoes_request_id=True)
+    app = build_app(gateway, settings, token, registry, server_echoes_request_id=True)
+
+    @asynccontextmanager
+    async def feeding(_: FastAPI) -> AsyncIterator[None]:
+        feed = asyncio.create_task(feed_replica(app.state.own_figures))
+        yield
+        feed.cancel()
+
+    app.router.lifespan_context = feeding
+    return app
 
 
 class _Replica:

@@ -101,6 +101,7 @@ class Worker:
         pool: str,
         node: str,
         pid: int,
+        actor: str = "",
         settings: Settings,
         store: ObjectStore,
         leader: LeaderLink,
@@ -109,17 +110,15 @@ class Worker:
         random: random.Random,
     ) -> None:
         self.name, self.session = name, session
-        self._pool, self._node, self._pid = pool, node, pid
-        self._settings = settings
-        self._leader, self._runner = leader, runner
+        self._pool, self._node, self._pid, self._actor = pool, node, pid, actor
+        self._settings, self._leader, self._runner = settings, leader, runner
         self._wall, self._random = wall, random
         self._objects = WorkerObjects(store, random)
         self._packs = WorkerPacks(self._objects, settings, session, wall)
         self._prefetch = Prefetch(
             settings.prefetch_seconds, settings.prefetch_jobs_max, settings.heartbeat_seconds
         )
-        self._held: dict[JobKey, HeldAttempt] = {}
-        self._ending: dict[JobKey, HeldAttempt] = {}
+        self._held, self._ending = dict[JobKey, HeldAttempt](), dict[JobKey, HeldAttempt]()
         self._finished = UnsettledReports(name, session, self._objects)
         self._busy_seconds = BusySeconds()
         self._ending_bytes = 0
@@ -287,6 +286,7 @@ class Worker:
             busy_seconds=self._busy_seconds.take(),
             current=None if running is None else self.describe(),
             puts=self._objects.pace.take_made(),
+            actor=self._actor,
         )
 
     def _room(self) -> int:

@@ -42,6 +42,7 @@ class WorkerActor:
             pool=pool,
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
+            actor=ray.get_runtime_context().get_actor_id() or "",
             settings=settings,
             store=open_store(settings),
             leader=RayLeaderLink(settings.service),

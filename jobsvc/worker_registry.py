@@ -20,6 +20,7 @@ class KnownWorker:
         self.session = ""
         self.node = ""
         self.pid = 0
+        self.actor = ""
         self.seen_at = now
         self.idle_since: float | None = now
         self.running: tuple[bytes, int] | None = None
@@ -37,6 +38,7 @@ class KnownWorker:
         self.session = report.session
         self.node = report.node
         self.pid = report.pid
+        self.actor = report.actor
         self.seen_at = now
         self.reported = True
         self.leaving = report.leaving

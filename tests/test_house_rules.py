@@ -31,7 +31,7 @@ LAYERS = {
     0: "errors settings jobs commands events",
     1: "ready_lanes pack_references queue_state decisions queue_snapshot job_views scaling",
     2: "object_store directory_store s3_store faulty_store log_records journal snapshots",
-    3: """worker_registry throughput retirement orphans commit_loop leader pool_scaler manager
+    3: """tallies worker_registry throughput retirement orphans commit_loop leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics manager_status actor_titles builtin_tasks

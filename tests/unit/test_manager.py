@@ -219,7 +219,7 @@ def test_a_completion_is_taken_once_and_its_repetition_is_stale() -> None:
         assert (await pair.report(a, finished=[done(grant)])).stale == []
         assert (await pair.report(a, finished=[done(grant)])).stale == [(grant.job_id, 1)]
         assert [entry.id for entry in (await feed).entries] == [grant.job_id]
-        assert pair.status(a).counters["stale_results"] == 1
+        assert c.Count("stale_results", {}, 1) in pair.status(a).counters
 
     run(story)
 

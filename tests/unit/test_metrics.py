@@ -10,8 +10,9 @@ import pytest
 
 from jobsvc import commands as c
 from jobsvc import metrics
-from jobsvc.gateway import COMMIT_BUCKETS_SECONDS, Durations
-from jobsvc.metrics import QUEUES_MAX, RayMetrics, ReplicaFigures, samples
+from jobsvc.gateway import COMMIT_BUCKETS_SECONDS
+from jobsvc.metrics import RayMetrics, ReplicaFigures, samples
+from jobsvc.tallies import QUEUES_MAX, Durations
 
 NOW = 1_000_000.0
 
@@ -22,6 +23,10 @@ def leader(**fields: Any) -> c.ManagerStatus:
     for name, value in fields.items():
         setattr(status, name, value)
     return status
+
+
+def enqueued(value: float) -> c.Count:
+    return c.Count("jobs_enqueued", {"queue": "default", "task": "hash"}, value)
 
 
 def queue(name: str, queued: int = 1) -> c.QueueView:
@@ -68,10 +73,9 @@ def test_workers_are_counted_by_state_zeros_too() -> None:
 
 
 def test_counters_of_the_leader_become_labels() -> None:
-    counters = {"jobs_enqueued": 5.0, "attempts_finished:raised": 2.0, "refused:key_reused": 1.0}
+    counters = [enqueued(5.0), c.Count("refused", {"reason": "key_reused"}, 1.0)]
     found = values(samples([leader(counters=counters)], None, None, NOW))
-    assert found["jobsvc_jobs_enqueued_total",] == 5
-    assert found["jobsvc_attempts_finished_total", "raised"] == 2
+    assert found["jobsvc_jobs_enqueued_total", "default", "hash"] == 5
     assert found["jobsvc_refused_total", "key_reused"] == 1
 
 
@@ -115,7 +119,8 @@ class FakeSeries:
         self.set(self.values.get(tuple(tags.values()), 0.0) + value, tags)
 
 
-def test_ray_gets_increments_and_a_new_leadership_counts_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fake_ray(monkeypatch: pytest.MonkeyPatch) -> dict[str, FakeSeries]:
     FakeSeries.made = {}
     fake = ModuleType("ray.util.metrics")
     fake.Gauge = fake.Counter = FakeSeries  # type: ignore[attr-defined]
@@ -124,13 +129,48 @@ def test_ray_gets_increments_and_a_new_leadership_counts_on(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "ray", ModuleType("ray"))
     monkeypatch.setitem(sys.modules, "ray.util", util)
     monkeypatch.setitem(sys.modules, "ray.util.metrics", fake)
+    return FakeSeries.made
+
+
+def test_ray_gets_increments_and_a_new_leadership_counts_on(fake_ray: dict[str, FakeSeries]) -> None:
     ray_metrics = RayMetrics()
     # given a leadership that counts up, twice told the same
-    for enqueued in (5.0, 5.0, 8.0):
-        ray_metrics.update(leader(counters={"jobs_enqueued": enqueued}), None, None, NOW)
-    assert FakeSeries.made["jobsvc_jobs_enqueued"].values == {(): 8.0}
+    for value in (5.0, 5.0, 8.0):
+        ray_metrics.update(leader(counters=[enqueued(value)]), None, None, NOW)
+    assert fake_ray["jobsvc_jobs_enqueued"].values == {("default", "hash"): 8.0}
     # when the next leadership of this process begins at 0
-    ray_metrics.update(leader(counters={"jobs_enqueued": 2.0}), None, None, NOW)
-    assert FakeSeries.made["jobsvc_jobs_enqueued"].values == {(): 10.0}
-    assert FakeSeries.made["jobsvc_is_leader"].values == {("manager-a",): 1.0}
-    assert FakeSeries.made["jobsvc_leader_epoch"].values == {("manager-a",): 3.0}
+    ray_metrics.update(leader(counters=[enqueued(2.0)]), None, None, NOW)
+    assert fake_ray["jobsvc_jobs_enqueued"].values == {("default", "hash"): 10.0}
+    assert fake_ray["jobsvc_is_leader"].values == {("manager-a",): 1.0}
+    assert fake_ray["jobsvc_leader_epoch"].values == {("manager-a",): 3.0}
+
+
+def test_ray_gets_the_parts_of_a_histogram_as_gauges(fake_ray: dict[str, FakeSeries]) -> None:
+    # given three waits, one of them beyond the last bound
+    waits = Durations((0.1, 1.0))
+    for seconds in (0.05, 0.5, 7.0):
+        waits.observe(seconds)
+    # when a manager feeds them
+    RayMetrics().update(leader(spreads=[waits.spread("queue_wait_seconds", {"queue": "q"})]), None, None, NOW)
+    # then they are cumulative, as Prometheus wants them
+    name = "jobsvc_queue_wait_seconds"
+    assert fake_ray[f"{name}_bucket"].values == {("q", "0.1"): 1, ("q", "1.0"): 2, ("q", "+Inf"): 3}
+    assert fake_ray[f"{name}_count"].values == {("q",): 3}
+    assert fake_ray[f"{name}_sum"].values == {("q",): 7.55}
+
+
+def test_ray_gets_what_a_replica_counts(fake_ray: dict[str, FakeSeries]) -> None:
+    figures = ReplicaFigures("17", Durations((1.0,)))
+    figures.observe("/v1/jobs", "POST", 413, "too_large", 0.1)
+    figures.gauges = {"event_streams": 2}
+    RayMetrics().update_replica(figures)
+    assert fake_ray["jobsvc_http_rejected"].values == {("too_large", "17"): 1}
+    assert fake_ray["jobsvc_event_streams"].values == {("17",): 2}
+    assert fake_ray["jobsvc_enqueue_commit_seconds_count"].values == {("17",): 0}
+
+
+def test_every_metric_says_what_it_is() -> None:
+    figures = ReplicaFigures("17", Durations((1.0,)))
+    figures.observe("/v1/jobs", "POST", 413, "too_large", 0.1)
+    found = [*samples([leader()], c.Queues([queue("q")], NOW), None, NOW), *metrics.own_samples(figures)]
+    assert {each.name for each in found} <= set(metrics.HELP)

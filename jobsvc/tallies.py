@@ -1,0 +1,136 @@
+"""What is counted for metrics: events by queue and task, and how long things took.
+
+Labels have bounds, because a series lives as long as whoever keeps it: beyond so many queues, or pairs of
+queue and task, the rest is counted as `other`. Ids of jobs are never among them. Everything here begins at 0
+with the leadership, or the process, that counts.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from . import commands as c
+from .errors import Refusal
+from .jobs import Finished, Job, JobOptions, Outcome
+
+OTHER = "other"
+QUEUES_MAX = 50
+PAIRS_MAX = 200  # of queue and task
+SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
+
+Pair = tuple[str, str]  # queue, task
+
+
+class Durations:
+    """A histogram: how many durations fell into each bucket, and their sum."""
+
+    def __init__(self, bounds: Sequence[float] = SECONDS_BUCKETS) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum_seconds += seconds
+
+    def spread(self, name: str, labels: dict[str, str]) -> c.Spread:
+        return c.Spread(name, labels, list(self.bounds), list(self.counts), self.sum_seconds)
+
+
+class Tallies:
+    """The counts of one leadership."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[Pair, Pair] = {}
+        self._plain: dict[str, float] = {}
+        self._by_pair: dict[tuple[str, Pair, str], int] = {}  # name, pair, outcome or ""
+        self._by_reason: dict[tuple[str, str], int] = {}
+        self._queue_wait: dict[str, Durations] = {}
+        self._attempt_duration: dict[Pair, Durations] = {}
+
+    def count(self, name: str, amount: float) -> None:
+        """Something that has no labels."""
+        if amount:
+            self._plain[name] = self._plain.get(name, 0) + amount
+
+    def command(self, command: c.Command, answer: c.Reply) -> None:
+        """A command was decided."""
+        if isinstance(answer, Refusal):
+            key = ("refused", answer.code)
+            self._by_reason[key] = self._by_reason.get(key, 0) + 1
+        elif isinstance(command, c.Enqueue) and isinstance(answer, c.Accepted):
+            if not answer.created:
+                self.count("idempotent_replays", 1)
+                return
+            for option, number in Counter(job.option for job in command.jobs).items():
+                self._add("jobs_enqueued", command.options[option], number=number)
+
+    def leased(self, jobs: Iterable[Job]) -> None:
+        """Jobs got a worker. A first attempt has waited since it was accepted, or since its time came."""
+        for job in jobs:
+            details = job.details
+            if job.attempt != 1 or details is None or details.lease is None:
+                continue
+            since = job.created_at if details.run_at is None else details.run_at
+            queue = job.options.queue
+            durations = self._queue_wait.get(queue)
+            if durations is None:
+                name = queue if len(self._queue_wait) < QUEUES_MAX else OTHER
+                durations = self._queue_wait.setdefault(name, Durations())
+            durations.observe(max(0.0, details.lease.leased_at - since))
+
+    def attempts_ended(
+        self, jobs: Mapping[bytes, Job], finished: Iterable[Finished], stale: Iterable[tuple[bytes, int]]
+    ) -> None:
+        """Reports were settled; those that came too late count as nothing but stale."""
+        refused = set(stale)
+        self.count("stale_results", len(refused))
+        for each in finished:
+            job = jobs.get(each.job_id)
+            if job is None or (each.job_id, each.attempt) in refused:
+                continue
+            pair = self._add("attempts_finished", job.options, each.outcome.value)
+            if each.outcome is Outcome.RELEASED:
+                continue  # it did not run
+            durations = self._attempt_duration.get(pair)
+            if durations is None:
+                durations = self._attempt_duration[pair] = Durations()
+            durations.observe(max(0.0, each.ended_at - each.started_at))
+
+    def job_finished(self, job: Job) -> None:
+        """A job came to its end."""
+        self._add("jobs_finished", job.options, job.state.value)
+
+    def _add(self, name: str, options: JobOptions, outcome: str = "", number: int = 1) -> Pair:
+        pair = (options.queue, options.task)
+        known = self._pairs.get(pair)
+        if known is None:
+            if len(self._pairs) < PAIRS_MAX:
+                known = self._pairs[pair] = pair
+            else:
+                known = (OTHER, OTHER)
+        key = (name, known, outcome)
+        self._by_pair[key] = self._by_pair.get(key, 0) + number
+        return known
+
+    # --- what managers tell ---
+
+    def counts(self) -> list[c.Count]:
+        found = [c.Count(name, {}, value) for name, value in self._plain.items()]
+        for (name, reason), value in self._by_reason.items():
+            found.append(c.Count(name, {"reason": reason}, value))
+        for (name, (queue, task), outcome), number in self._by_pair.items():
+            labels = {"queue": queue, "task": task}
+            found.append(c.Count(name, {**labels, "outcome": outcome} if outcome else labels, number))
+        return found
+
+    def spreads(self) -> list[c.Spread]:
+        found = [
+            durations.spread("queue_wait_seconds", {"queue": queue})
+            for queue, durations in self._queue_wait.items()
+        ]
+        for (queue, task), durations in self._attempt_duration.items():
+            found.append(durations.spread("attempt_duration_seconds", {"queue": queue, "task": task}))
+        return found
