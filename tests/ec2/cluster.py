@@ -1,4 +1,4 @@
-"""A cluster on the rig: brought up by `ray up` with the project's own file, looked at as its users look at it."""
+"""A cluster on the rig: brought up by `ray up` with the project's own file, seen as its users see it."""
 
 from __future__ import annotations
 
@@ -138,13 +138,17 @@ class Cluster:
         """Until so many machines work; returns how long that took."""
         began = time.monotonic()
 
-        def there() -> bool:
-            document = self.status() or {}
-            working = [each for each in document.get("workers") or () if each["state"] in ("idle", "busy")]
-            return len(self.workers()) == count and len(working) == count
-
-        wait_until(there, f"{count} machines that work", seconds)
+        wait_until(
+            lambda: len(self.workers()) >= count and self.working() >= count,
+            f"{count} machines that work",
+            seconds,
+        )
         return time.monotonic() - began
+
+    def working(self) -> int:
+        """Workers that have reported and are not about to leave."""
+        document = self.status() or {}
+        return sum(each["state"] in ("idle", "busy") for each in document.get("workers") or ())
 
 
 def token_in_environment() -> None:

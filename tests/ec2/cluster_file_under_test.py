@@ -15,6 +15,7 @@ will not wait as long as money would:
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def overrides(rig: Rig, folder: Path, document: dict[str, Any]) -> dict[str, Any
             each["resources"] = {"CPU": 1}
             each["max_workers"] = 2
     head, worker = document["head_start_ray_commands"][-1], document["worker_start_ray_commands"][-1]
-    pools = '{"default": {"max_workers": 3, "idle_seconds": %g, "target_drain_seconds": 4}}' % IDLE_SECONDS
+    pool = {"max_workers": 3, "idle_seconds": IDLE_SECONDS, "target_drain_seconds": 4}
+    pools = json.dumps({"default": pool})
     return {
         "available_node_types": types,
         "max_workers": 4,

@@ -1,6 +1,6 @@
 """One scenario: callers go on while something happens to the cluster, then the history is judged.
 
-Each scenario leaves a line of figures. They are printed at the end of the run, and written to the file named by
+Each scenario leaves a line of figures, printed (`pytest -s`) and written to the file named by
 JOBSVC_EC2_FIGURES: the table in the README is made of them.
 """
 
@@ -38,7 +38,7 @@ made: list[Figures] = []
 
 @contextlib.contextmanager
 def scenario(cluster: Cluster, name: str) -> Iterator[tuple[Load, Figures]]:
-    """Callers at both ways in during the block; afterwards every job that they were promised has ended, once."""
+    """Callers at both ways in during the block; afterwards every job that was accepted has ended, once."""
     figures = Figures(name)
     cluster.forget_addresses()
     with Load(cluster, callers=2, batch=2, pace_seconds=0.1, deadline_seconds=CLIENT_SECONDS) as load:

@@ -46,7 +46,7 @@ def led_by_another(cluster: Cluster, manager: str, seconds: float = 60.0) -> flo
 
 def test_a_worker_s_machine_is_unplugged(rig: Rig, cluster: Cluster) -> None:
     with scenario(cluster, "a worker's machine unplugged") as (load, figures):
-        wait_until(cluster.workers, "a machine for workers", 120)
+        cluster.wait_for_workers(1)
         began = time.monotonic()
         rig.unplug(cluster.workers()[0].id)
         load.wait_for(10, 120)
