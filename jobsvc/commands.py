@@ -47,6 +47,29 @@ class Retry(msgspec.Struct, array_like=True, tag="retry"):
     fingerprint: bytes = b""
 
 
+class Selection(msgspec.Struct, array_like=True, frozen=True):
+    """Which jobs: those that fit all that is set. `failure` is the fingerprint of a group of failures."""
+
+    state: State | None = None
+    queue: str | None = None
+    task: str | None = None
+    batch: str | None = None
+    failure: str | None = None
+
+
+class ChangeMatching(msgspec.Struct, array_like=True, tag="change_matching"):
+    """Cancel or retry up to `limit` jobs of a selection below the cursor, newest first.
+
+    A slice of a larger work: whoever sends it goes on with the cursor of the answer until there is none."""
+
+    action: str  # cancel | retry
+    where: Selection
+    before: int | None = None
+    limit: int = 1_000
+    key: str | None = None
+    fingerprint: bytes = b""
+
+
 class PatchQueue(msgspec.Struct, array_like=True, tag="patch_queue"):
     queue: str
     paused: bool
@@ -77,6 +100,17 @@ class Changed(msgspec.Struct, array_like=True, tag="changed"):
     A cancel of a running job answers `running`: asked for, not yet confirmed."""
 
     items: list[State | Refusal]
+
+
+class Matched(msgspec.Struct, array_like=True, tag="matched"):
+    """Of a ChangeMatching: the jobs that were changed. Of a CountMatching: those that would be.
+
+    `before` is the cursor of the next slice, None at the end; `top` is above every job there is now."""
+
+    count: int
+    before: int | None
+    top: int
+    ids: list[bytes] = []  # the first few
 
 
 class QueuePatched(msgspec.Struct, array_like=True, tag="queue_patched"):
@@ -114,6 +148,31 @@ class ListJobs(msgspec.Struct, array_like=True, tag="list_jobs"):
     batch: str | None = None
     before: int | None = None
     limit: int = 50
+    failure: str | None = None
+
+    @property
+    def where(self) -> Selection:
+        return Selection(self.state, self.queue, self.task, self.batch, self.failure)
+
+
+class CountMatching(msgspec.Struct, array_like=True, tag="count_matching"):
+    """How many jobs a ChangeMatching would change: one slice of the count."""
+
+    action: str
+    where: Selection
+    before: int | None = None
+
+
+class GetFailures(msgspec.Struct, array_like=True, tag="get_failures"):
+    """The largest groups of failed jobs."""
+
+    limit: int = 100
+
+
+class GetHistory(msgspec.Struct, array_like=True, tag="get_history"):
+    """How the service went, over at least so many seconds, as the leader's process saw it."""
+
+    seconds: float
 
 
 class ReadFeed(msgspec.Struct, array_like=True, tag="read_feed"):
@@ -253,6 +312,73 @@ class Spread(msgspec.Struct, array_like=True):
     sum_seconds: float
 
 
+class FailureGroup(msgspec.Struct, array_like=True):
+    """Failed jobs of one kind. Texts are those of the latest one."""
+
+    fingerprint: str
+    task: str
+    type: str
+    message: str
+    place: str
+    count: int
+    first_at: float
+    last_at: float
+    latest: bytes
+
+
+class Failures(msgspec.Struct, array_like=True, tag="failures"):
+    """The largest groups first; `jobs` is the count of all failed jobs, `groups_total` that of all groups."""
+
+    groups: list[FailureGroup]
+    groups_total: int
+    jobs: int
+    now: float
+
+
+class HistoryPoint(msgspec.Struct, array_like=True, gc=False):
+    """The service at one moment. `enqueued`, `finished` and `failed` are running totals."""
+
+    at: float
+    scheduled: int
+    queued: int
+    running: int
+    enqueued: int
+    finished: int
+    failed: int
+    oldest_queued_age: float
+    workers: int
+    busy: int
+
+
+class Takeover(msgspec.Struct, array_like=True):
+    epoch: int
+    at: float
+
+
+class History(msgspec.Struct, array_like=True, tag="history"):
+    """Oldest first. `failed` may fall where another manager began to count."""
+
+    step_seconds: float
+    points: list[HistoryPoint]
+    takeovers: list[Takeover]
+
+
+class Pulse(msgspec.Struct, array_like=True):
+    """What one look should tell, small enough to be told every second."""
+
+    log_time: float
+    oldest_queued_at: float | None
+    oldest_queue: str | None
+    paused: list[str]  # queues, a few of them
+    paused_queued: int  # jobs that wait in paused queues
+    failure_groups: int
+    enqueued_per_second: float
+    finished_per_second: float
+    failed_per_second: float
+    workers: dict[str, int] = {}  # state -> workers; the leader knows
+    pools: list[PoolView] = []
+
+
 class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     """One manager, as it sees itself. Positions are (epoch, n) of the last record applied."""
 
@@ -273,19 +399,34 @@ class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     problem: str | None = None
     spreads: list[Spread] = []
     actor: str = ""  # its id in Ray
+    pulse: Pulse | None = None
 
 
-Command = Enqueue | Cancel | Retry | PatchQueue | Pull
-Query = GetJobs | GetPayload | ListJobs | ReadFeed | GetQueues | GetWorkers
+Command = Enqueue | Cancel | Retry | ChangeMatching | PatchQueue | Pull
+Query = (
+    GetJobs
+    | GetPayload
+    | ListJobs
+    | CountMatching
+    | GetFailures
+    | GetHistory
+    | ReadFeed
+    | GetQueues
+    | GetWorkers
+)
 Request = (
     Enqueue
     | Cancel
     | Retry
+    | ChangeMatching
     | PatchQueue
     | Pull
     | GetJobs
     | GetPayload
     | ListJobs
+    | CountMatching
+    | GetFailures
+    | GetHistory
     | ReadFeed
     | GetQueues
     | GetWorkers
@@ -293,11 +434,14 @@ Request = (
 Reply = (
     Accepted
     | Changed
+    | Matched
     | QueuePatched
     | Pulled
     | Found
     | Payload
     | JobPage
+    | Failures
+    | History
     | FeedPage
     | Queues
     | Workers

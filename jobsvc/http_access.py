@@ -1,8 +1,9 @@
 """The outer rim of the HTTP side: who may come in, and what every answer carries. Plain ASGI.
 
-Access (P10). With a token, every request but the two health checks must present it. Without one, the service
-is bound to loopback, and the danger is the user's own browser: a page from elsewhere may send requests to
-localhost, and with DNS rebinding its own name may point there. So without a token
+Access (P10). With a token, every request must present it, but for the two health checks and the files of the
+page, which hold no data. Without one, the service is bound to loopback, and the danger is the user's own
+browser: a page from elsewhere may send requests to localhost, and with DNS rebinding its own name may point
+there. So without a token
 
 - `Host` must be a name of this machine's loopback: a rebound name is not;
 - a request that a browser marks as coming from another site or origin is refused, unless it only reads, which
@@ -30,6 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .access import is_loopback, token_matches
 from .errors import Refusal
 from .http_errors import problem
+from .http_page import is_page
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -51,7 +53,7 @@ class Access:
         if path in OPEN_PATHS:
             return None
         if self._token is not None:
-            return self._refusal_by_token(headers)
+            return None if is_page(path) and method in SAFE_METHODS else self._refusal_by_token(headers)
         return _refusal_by_browser(method, headers)
 
     def _refusal_by_token(self, headers: Headers) -> Refusal | None:

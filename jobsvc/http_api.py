@@ -10,6 +10,8 @@ says in OpenAPI what each route takes and gives; a test compares the two.
     http_service      queues, workers, status, health  http_views          documents that are answered
     http_errors       problem documents                http_operations     the table of routes
     http_docs         OpenAPI                          http_docs_page      the same for people
+    http_bulk         many jobs at once, failures      http_live           summaries, history
+    http_page         the page at `/`
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from starlette.exceptions import HTTPException
 from .errors import JobsvcError
 from .gateway import Gateway
 from .http_access import Access, OuterRim
+from .http_bulk import BulkRoutes
 from .http_docs import Handler, add_operation, install_openapi
 from .http_docs_page import install_page
 from .http_errors import on_http_exception, on_jobsvc_error, on_validation_error
 from .http_job_requests import JobReader
 from .http_jobs import JobRoutes
+from .http_live import LiveRoutes
 from .http_operations import OPERATIONS
+from .http_page import install_web_page
 from .http_requests import Bodies
 from .http_service import ServiceRoutes
 from .http_streams import StreamRoutes
@@ -45,6 +50,7 @@ def build_app(
     registry: Registry,
     *,
     server_echoes_request_id: bool = False,
+    ray_dashboard_url: str | None = None,
 ) -> FastAPI:
     """The ASGI app of one replica. Without a token it answers to loopback names only.
 
@@ -55,7 +61,9 @@ def build_app(
     bodies = Bodies(settings.request_bytes_max)
     reader = JobReader(registry, settings, gateway.new_id, gateway.wall)
     jobs = JobRoutes(gateway, bodies, reader)
+    bulk = BulkRoutes(gateway, bodies)
     streams = StreamRoutes(gateway)
+    live = LiveRoutes(gateway, settings, streams, ray_dashboard_url)
 
     def own_figures() -> ReplicaFigures:
         figures.gauges = {"event_streams": streams.open, "http_waiting": gateway.waiting}
@@ -69,7 +77,7 @@ def build_app(
     app.state.own_figures = own_figures
     service = ServiceRoutes(gateway, bodies, settings, registry, own_figures)
     for operation in OPERATIONS:
-        add_operation(app, operation, _handler(operation.handler, jobs, streams, service))
+        add_operation(app, operation, _handler(operation.handler, jobs, bulk, streams, live, service))
     app.add_exception_handler(JobsvcError, on_jobsvc_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
@@ -82,6 +90,7 @@ def build_app(
     )
     install_openapi(app, settings, has_token=token is not None)
     install_page(app)
+    install_web_page(app)
     return app
 
 

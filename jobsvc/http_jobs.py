@@ -49,7 +49,7 @@ LIST_CALLS_MAX = 10  # the leader looks at a bounded number of jobs in each
 PULL_MAX = 1_000
 SEQ_MAX = 10**18
 SAFE_BYTES = {"Content-Disposition": "attachment", "Content-Security-Policy": "sandbox"}
-_LIST_PARAMETERS = frozenset({"state", "queue", "task", "batch", "cursor", "limit"})
+_LIST_PARAMETERS = frozenset({"state", "queue", "task", "batch", "failure", "cursor", "limit"})
 
 
 def json_response(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -184,6 +184,7 @@ class JobRoutes:
             batch=_name(values, "batch", NAME_LENGTH_MAX),
             before=None if cursor is None else whole_number("cursor", cursor, 0, SEQ_MAX),
             limit=limit,
+            failure=_name(values, "failure", NAME_LENGTH_MAX),
         )
         found: list[c.JobView] = []
         for _ in range(LIST_CALLS_MAX):

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from . import http_views as v
+from .http_bulk import GROUPS_DEFAULT, BulkDocument, BulkRequest, FailuresDocument
 from .http_job_requests import ITERATIONS_MAX, RAW_OPTIONS, JobRequest
 from .http_jobs import JSON_TYPE, PAGE_DEFAULT, PAGE_MAX, PULL_MAX
+from .http_live import HISTORY_SECONDS, HISTORY_SECONDS_MAX, HistoryDocument, SummaryDocument
 from .http_requests import KEY_LENGTH_MAX, RAW_TYPE, WAIT_SECONDS_MAX
 from .http_streams import EVENT_STREAM, FEED_LIMIT_DEFAULT, FEED_LIMIT_MAX, TAIL_LINES_MAX
 from .jobs import State
@@ -87,6 +89,11 @@ _OPTION_TEXTS = {
 _WRITE = ("invalid", "key_reused", "unknown_outcome", "no_leader", "overloaded")
 _READ = ("invalid", "no_leader", "overloaded")
 _ENQUEUE = (*_WRITE, "too_large", "unsupported_type", "too_many_jobs", "store_silent")
+_BULK_TEXT = (
+    "A request does as much as it can in about a second; send it again with `cursor` until that is null. "
+    "With `dry_run` it counts and changes nothing; `top` of that answer, sent as `cursor`, leaves alone what "
+    "came later."
+)
 _ONE_JOB = (*_READ, "unknown_job", "expired_job")
 
 
@@ -175,6 +182,7 @@ OPERATIONS: tuple[Operation, ...] = (
             _query("queue", _TEXT, "Only of this queue."),
             _query("task", _TEXT, "Only of this task."),
             _query("batch", _TEXT, "Only of this batch."),
+            _query("failure", _TEXT, "Only of this group of failures: its fingerprint."),
             _query("cursor", {"type": "string", "pattern": "^[0-9]{1,18}$"}, "`cursor` of the page before."),
             _query("limit", _integer(1, PAGE_MAX, PAGE_DEFAULT), "Jobs on a page."),
         ),
@@ -262,6 +270,44 @@ OPERATIONS: tuple[Operation, ...] = (
         (_ID, _KEY),
     ),
     Operation(
+        "POST",
+        "/v1/jobs:cancel",
+        "cancel_matching",
+        "jobs",
+        "Cancel all jobs that match",
+        _BULK_TEXT,
+        (Answer(200, "So many were, or would be.", {JSON_TYPE: BulkDocument}),),
+        (*_WRITE, "too_large", "unsupported_type"),
+        (_KEY,),
+        {JSON_TYPE: BulkRequest},
+        {"queue": "images", "dry_run": True},
+    ),
+    Operation(
+        "POST",
+        "/v1/jobs:retry",
+        "retry_matching",
+        "jobs",
+        "Put all failed or cancelled jobs back that match",
+        _BULK_TEXT,
+        (Answer(200, "So many were, or would be.", {JSON_TYPE: BulkDocument}),),
+        (*_WRITE, "too_large", "unsupported_type"),
+        (_KEY,),
+        {JSON_TYPE: BulkRequest},
+        {"state": "failed", "dry_run": True},
+    ),
+    Operation(
+        "GET",
+        "/v1/failures",
+        "failures",
+        "jobs",
+        "List failures by what went wrong",
+        "Failed jobs of the same task, type of error and place in the code are one group. The groups' sizes "
+        "add up to the count of failed jobs.",
+        (Answer(200, "The groups, the largest first.", {JSON_TYPE: FailuresDocument}),),
+        _READ,
+        (_query("limit", _integer(1, PAGE_MAX, GROUPS_DEFAULT), "Groups at most."),),
+    ),
+    Operation(
         "GET",
         "/v1/completions",
         "completions",
@@ -340,6 +386,34 @@ OPERATIONS: tuple[Operation, ...] = (
         "Managers, commits, counts, workers. Answers also while nobody leads.",
         (Answer(200, "The service as it is.", {JSON_TYPE: v.StatusDocument}),),
         ("invalid",),
+    ),
+    Operation(
+        "GET",
+        "/v1/events",
+        "events",
+        "service",
+        "Follow the service",
+        "With `Accept: text/event-stream` an event `summary` each second, also while nobody leads. Else one "
+        "summary.",
+        (Answer(200, "The service at one look.", {JSON_TYPE: SummaryDocument, EVENT_STREAM: _TEXT}),),
+        ("invalid", "overloaded"),
+    ),
+    Operation(
+        "GET",
+        "/v1/history",
+        "history",
+        "service",
+        "See how the service went",
+        "Samples of depth, throughput and workers, as the leader's process saw them since it began.",
+        (Answer(200, "Oldest first.", {JSON_TYPE: HistoryDocument}),),
+        _READ,
+        (
+            _query(
+                "seconds",
+                {"type": "number", "minimum": 0, "default": HISTORY_SECONDS},
+                f"How far back, at most {HISTORY_SECONDS_MAX:g}.",
+            ),
+        ),
     ),
     Operation(
         "GET",

@@ -51,23 +51,23 @@ class StreamRoutes:
         limit_text = values.get("limit", str(FEED_LIMIT_DEFAULT))
         limit = whole_number("limit", limit_text, 0, FEED_LIMIT_MAX)
         after = whole_number("after", values.get("after", "0"), -1, SEQ_MAX)
-        if _wants_events(request):
+        if wants_events(request):
             last = request.headers.get("last-event-id")
             if last is not None:
                 after = whole_number("Last-Event-ID", last, -1, SEQ_MAX)
             first = await self._gateway.get(c.ReadFeed(after, max(1, limit)), c.FeedPage)
-            return self._stream(self._feed_events(first, after))
+            return self.stream(self._feed_events(first, after))
         page = await self._gateway.wait_feed(after, wait_seconds(request, values), limit)
         return json_response(feed_document(page, after))
 
     async def _feed_events(self, page: c.FeedPage, after: int) -> AsyncGenerator[bytes, None]:
         place = page.next if after < 0 else after
-        yield _event("open", {"oldest": page.oldest, "newest": page.newest}, str(place))
+        yield event("open", {"oldest": page.oldest, "newest": page.newest}, str(place))
         while True:
             if place < page.oldest - 1:
-                yield _event("reset", {"oldest": page.oldest}, str(page.oldest - 1))
+                yield event("reset", {"oldest": page.oldest}, str(page.oldest - 1))
             for entry in page.entries:
-                yield _event("completion", completion_document(entry), str(entry.seq))
+                yield event("completion", completion_document(entry), str(entry.seq))
             place = page.next
             page = c.FeedPage([], place, 0)
             try:
@@ -88,8 +88,8 @@ class StreamRoutes:
         attempt = _attempt(values, view)
         tail = values.get("tail")
         lines = None if tail is None else whole_number("tail", tail, 0, TAIL_LINES_MAX)
-        if _wants_events(request):
-            return self._stream(self._log_events(view, attempt, lines))
+        if wants_events(request):
+            return self.stream(self._log_events(view, attempt, lines))
         chunks, _ = await self._gateway.read_log(view, attempt) if attempt else ([], -1)
         data = _last_lines(b"".join(chunks), lines)
         headers = {"Content-Security-Policy": "sandbox", "X-Jobsvc-Attempt": str(attempt)}
@@ -101,7 +101,7 @@ class StreamRoutes:
         """The log so far, then what is added, until the attempt has ended."""
         chunk = -1
         rest = b""  # of a character that is not complete yet
-        yield _event("open", {"attempt": attempt}, None)
+        yield event("open", {"attempt": attempt}, None)
         while True:
             ended = attempt > 0 and (view.attempt != attempt or view.worker is None)
             if attempt:
@@ -109,9 +109,9 @@ class StreamRoutes:
                 data = rest + _last_lines(b"".join(chunks), lines)
                 lines = None
                 text, rest = _whole_characters(data, ended)
-                yield _event("log", {"text": text}, None) if text else b": alive\n\n"
+                yield event("log", {"text": text}, None) if text else b": alive\n\n"
             if ended or view.state in TERMINAL:
-                yield _event("end", {"attempt": attempt, "state": view.state.value}, None)
+                yield event("end", {"attempt": attempt, "state": view.state.value}, None)
                 return
             view = await self._look_again(view)
             attempt = attempt or view.attempt
@@ -128,7 +128,8 @@ class StreamRoutes:
 
     # --- streams ---
 
-    def _stream(self, events: AsyncGenerator[bytes, None]) -> Response:
+    def stream(self, events: AsyncGenerator[bytes, None]) -> Response:
+        """An answer that goes on; refused if too many do."""
         if self.open >= STREAMS_MAX:
             raise Refused(Refusal("overloaded", f"{STREAMS_MAX} streams are open already"))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -139,17 +140,18 @@ class StreamRoutes:
         try:
             yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
             async with aclosing(events):
-                async for event in events:
-                    yield event
+                async for piece in events:
+                    yield piece
         finally:
             self.open -= 1
 
 
-def _wants_events(request: Request) -> bool:
+def wants_events(request: Request) -> bool:
+    """True if the caller asks for a stream."""
     return EVENT_STREAM in request.headers.get("accept", "")
 
 
-def _event(name: str, document: object, event_id: str | None) -> bytes:
+def event(name: str, document: object, event_id: str | None) -> bytes:
     """One server-sent event. JSON has no raw newlines, so its data is one line."""
     head = f"event: {name}\n" if event_id is None else f"id: {event_id}\nevent: {name}\n"
     return head.encode() + b"data: " + encode_json(document) + b"\n\n"

@@ -17,7 +17,7 @@ names without a lease it is told to drop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,15 +25,16 @@ import msgspec
 from . import commands as c
 from . import decisions, job_views, orphans, retirement
 from .commit_loop import CommitLoop, Peer
-from .errors import Refusal
-from .events import EpochBegan, Event
+from .events import EpochBegan, Event, JobsCancelled
 from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
+from .leader_reads import LeaderReads
 from .object_store import ObjectStore, PutOutcome, StoreError
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .scaling import JobSeconds
 from .settings import Settings
+from .state_history import StateHistory
 from .tallies import Tallies
 from .throughput import Throughput
 from .worker_registry import KnownWorker, WorkerRegistry
@@ -60,6 +61,7 @@ class Leader:
         settings: Settings,
         peer: Peer,
         wall: Callable[[], float],
+        history: StateHistory | None = None,
     ) -> None:
         self.name = name
         self.state = state
@@ -83,6 +85,17 @@ class Leader:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._next_tick_at = 0.0
         self._throughput = Throughput(self._loop.time())
+        self.history = history if history is not None else StateHistory()
+        self.reads = LeaderReads(
+            state,
+            self.registry,
+            self._throughput,
+            self.history,
+            settings,
+            self.pool_views,
+            self._loop.time,
+        )
+        self._failed_jobs = 0
         self._retired_at = self._loop.time()
         self._retiring = False
         self._orphans_at = self._loop.time() + orphans.FIRST_LOOK_SECONDS
@@ -136,6 +149,7 @@ class Leader:
             if job is not None:
                 self._throughput.add(job.options.queue, now)
                 self.tallies.job_finished(job)
+                self._failed_jobs += job.state is State.FAILED
 
     # --- calls of replicas ---
 
@@ -155,64 +169,18 @@ class Leader:
             decision = decisions.decide(self.state, request, self._limits)
             self.apply_events(decision.events)
             self.tallies.command(request, decision.answer)
-            if isinstance(request, c.Cancel) and decision.events:
-                self._wake_holders(request.ids)
+            for event in decision.events:
+                if isinstance(event, JobsCancelled):
+                    self._wake_holders(event.ids)
             return decision.answer
         return self.read(request)
 
     def read(self, query: c.Query) -> c.Reply:
         """Answer from memory; whoever tells others waits for `commits.settled` first."""
-        match query:
-            case c.GetJobs():
-                found = job_views.get_jobs(self.state, query)
-                self._add_workers(found.items)
-                return found
-            case c.GetPayload():
-                return job_views.get_payload(self.state, query)
-            case c.ListJobs():
-                page = job_views.list_jobs(self.state, query)
-                self._add_workers(page.jobs)
-                return page
-            case c.ReadFeed():
-                return job_views.read_feed(self.state, query)
-            case c.GetQueues():
-                return job_views.get_queues(
-                    self.state, self._throughput.per_second(self._loop.time()), self._settings.queues
-                )
-            case c.GetWorkers():
-                return self.workers()
-        return Refusal("invalid", "unknown request")
-
-    def _add_workers(self, items: Iterable[c.JobView | Refusal]) -> None:
-        """A queued job waits for a worker, and that perhaps for a machine; a running one has its worker."""
-        for view in items:
-            if isinstance(view, Refusal):
-                continue
-            if view.worker in self.registry.workers:
-                view.actor = self.registry.workers[view.worker].actor
-            if view.state is State.QUEUED and view.waiting is not None:
-                pool = self.pool_views.get(view.options.pool)
-                if pool is not None and pool.waiting is not None:
-                    view.waiting += f": {pool.waiting}"
+        return self.reads.answer(query)
 
     def workers(self) -> c.Workers:
-        now = self._loop.time()
-        silent = self._settings.heartbeat_seconds * 2
-        views = [
-            c.WorkerView(
-                worker.name,
-                worker.pid,
-                worker.node,
-                worker.pool,
-                worker.state(now, silent),
-                worker.current,
-                len(self.state.leases.get(worker.name, ())),
-                now - worker.seen_at,
-                worker.actor,
-            )
-            for worker in sorted(self.registry.workers.values(), key=lambda worker: worker.name)
-        ]
-        return c.Workers(views, list(self.pool_views.values()))
+        return self.reads.workers()
 
     async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
         """The feed after a place; waits for the first entry at most this long."""
@@ -402,6 +370,14 @@ class Leader:
             await self._on_tick()
 
     async def _on_tick(self) -> None:
+        workers = self.reads.worker_states()
+        self.history.sample(
+            self.state,
+            self.commits.now(),
+            failed=self._failed_jobs,
+            workers=sum(workers.values()),
+            busy=workers.get("busy", 0),
+        )
         due = decisions.next_due(self.state)
         if due is not None and due <= self.commits.now():
             self.commits.stamp()

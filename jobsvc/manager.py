@@ -45,6 +45,7 @@ from .pool_scaler import Fleet, PoolScaler
 from .queue_state import QueueState, apply
 from .settings import Settings
 from .snapshots import prune, write_snapshot
+from .state_history import StateHistory
 
 STALE_CHECK_SECONDS = 5.0
 SLEPT_SECONDS = 2.0  # it looks at least once a second
@@ -98,6 +99,7 @@ class Manager:
         self._log_bytes = 0
         self._log_records = 0
         self._snapshot: asyncio.Task[None] | None = None
+        self._history = StateHistory()
         self.warnings: list[str] = []
 
     # --- life ---
@@ -164,6 +166,7 @@ class Manager:
         self._heard_at = self._looked_at = polled_at = checked_at = loop.time()
         self._suspect = self._suspect or await self._nobody_leads()
         while True:
+            self._history.sample(self.state, self._wall())
             if self._suspect or await self._leader_is_silent():
                 writer = await self._try_takeover(reader)
                 if writer is not None:
@@ -297,6 +300,7 @@ class Manager:
             settings=self._settings,
             peer=self._peer,
             wall=self._wall,
+            history=self._history,
         )
         self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
         self.role = "leader"
@@ -389,6 +393,7 @@ class Manager:
         status.counts = {state.value: count for state, count in self.state.totals().items()}
         status.store_requests = dict(self._store.requests)
         status.actor = self._actor
+        status.pulse = self._history.pulse(self.state) if leader is None else leader.reads.pulse()
         if leader is not None:
             writer_mark = leader.commits.mark
             status.applied_n = writer_mark.next_position.n - 1

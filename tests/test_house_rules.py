@@ -29,9 +29,10 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings jobs commands events",
-    1: "ready_lanes pack_references queue_state decisions queue_snapshot job_views scaling",
+    1: """ready_lanes pack_references failure_groups queue_state selections decisions queue_snapshot job_views
+          state_history scaling""",
     2: "object_store directory_store s3_store faulty_store log_records journal snapshots",
-    3: """tallies worker_registry throughput retirement orphans commit_loop leader pool_scaler manager
+    3: """tallies worker_registry throughput retirement orphans commit_loop leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics manager_status actor_titles builtin_tasks
@@ -39,8 +40,8 @@ LAYERS = {
           leader_links autoscaler_view manager_actor worker_actor
           discovery ports ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
-          http_jobs http_operations http_service http_streams http_api
-          client client_http client_jobs client_logs client_tables project_tasks
+          http_jobs http_bulk http_live http_operations http_page http_service http_streams http_api
+          client client_code client_http client_jobs client_logs client_tables project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings node_units node_watchdog guard_files guard guard_machine""",
     5: """serve_app service doctor demo cluster_down

@@ -34,7 +34,7 @@ def test_loopback_needs_none(host: str) -> None:
     check_bind(host, None)
 
 
-def test_with_a_token_everything_but_health_needs_it() -> None:
+def test_with_a_token_everything_but_health_and_the_empty_page_needs_it() -> None:
     async def story(replica: Replica) -> None:
         for path in (
             "/v1/jobs",
@@ -44,7 +44,7 @@ def test_with_a_token_everything_but_health_needs_it() -> None:
             "/docs",
             "/nope",
             "/healthz/x",
-            "//healthz",
+            "/webx",
         ):
             answer = await replica.http.get(path)
             is_problem(answer, 401, "unauthorized", "Authorization")
@@ -52,6 +52,9 @@ def test_with_a_token_everything_but_health_needs_it() -> None:
             assert (await replica.http.get(path, headers=bearer(TOKEN))).status_code in (200, 404)
         for path in ("/healthz", "/readyz"):
             assert (await replica.http.get(path)).status_code == 200
+        assert (await replica.http.get("/")).status_code == 200, "it asks for the token itself"
+        assert (await replica.http.get("/web/nope.js")).status_code == 404
+        assert (await replica.http.post("/")).status_code == 401
         assert (await replica.http.put("/enqueue?iterations=1", content=b"x")).status_code == 401
         assert replica.jobs == 0
 
