@@ -71,6 +71,9 @@ def up(
     service: ServiceOption = "jobsvc",
     s3_endpoint_url: S3EndpointOption = None,
     allow_shell: Annotated[bool, typer.Option("--allow-shell", help="Allow the task jobsvc.shell.")] = False,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Take functions by value, from notebooks for example.")
+    ] = False,
     ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -86,6 +89,7 @@ def up(
             service=service,
             s3_endpoint_url=s3_endpoint_url,
             allow_shell=allow_shell or None,
+            allow_code=allow_code or None,
         )
         token = os.environ.get("JOBSVC_TOKEN")
         info = services.up(settings, token=token, ray_address=ray_address, say=say)

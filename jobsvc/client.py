@@ -9,7 +9,8 @@
 Options and arguments. Keyword arguments whose names are in `OPTIONS` are options of the job; `key`, `kwargs`
 and, in `map`, `batch_jobs` and `progress` belong to the call; all others go to the task. A task whose own
 parameter has one of these names gets it by `kwargs={"priority": …}`. A function marked with `@jobsvc.task` is
-sent by its name, with the decorator's options unless the call says otherwise; its code is not sent.
+sent by its name, with the decorator's options unless the call says otherwise; its code is not sent. Only a
+function that a notebook or script defines is sent by value, where the operator allows code (`client_code`).
 
 Arguments travel as JSON (msgspec: dataclasses, dates and the like become what JSON has). JSON has no bytes: a
 job whose argument is bytes goes by `enqueue_bytes`, and `map` sends items that are bytes that way.
@@ -34,6 +35,7 @@ from typing import Any
 import msgspec
 
 from . import client_tables as tables
+from .client_code import Code, goes_by_value, shown_name
 from .client_http import Addresses, Connection, checked_key, find_addresses
 from .client_jobs import FeedItem, Job, JobSet
 from .errors import InvalidRequest, JobsvcError, Refusal, Refused
@@ -142,9 +144,12 @@ class Client:
         `named` are options and the task's keyword arguments (see the module). `key` makes the call safe to
         repeat by name: the same key gives the same job.
         """
-        _refuse_bytes("args", args)
         document = _document(task, kwargs, named)
-        document["args"] = args
+        if goes_by_value(task):
+            document["call"] = _code(task, document).call(args)
+        else:
+            _refuse_bytes("args", args)
+            document["args"] = args
         answer = self.request("POST", "/v1/jobs", content=_json(document), headers=JSON_TYPE, key=key)
         return self._job_of(answer.content)
 
@@ -159,6 +164,8 @@ class Client:
         **named: Any,
     ) -> Job:
         """Enqueue a job whose one positional argument is these bytes."""
+        if goes_by_value(task):
+            return self.enqueue(task, bytes(data), key=key, kwargs=kwargs, **named)
         params = {
             name: value if isinstance(value, str) else _json(value).decode()
             for name, value in _document(task, kwargs, named).items()
@@ -224,8 +231,10 @@ class Client:
         named: Mapping[str, Any],
     ) -> Iterator[tuple[Callable[[], list[str]], int]]:
         """The requests of a `map`, and how many of that kind may be in flight."""
-        head = _json(_document(task, kwargs, named))[:-1] + b',"args":['
-        for number, batch in enumerate(_batches(head, items, batch_jobs)):
+        document = _document(task, kwargs, named)
+        code = _code(task, document) if goes_by_value(task) else None
+        head = _json(document)[:-1] + (b',"args":[' if code is None else b',"call":')
+        for number, batch in enumerate(_batches(head, items, batch_jobs, code)):
             part = None if key is None else checked_key(f"{key}/{number}")
             if isinstance(batch, list):
                 yield partial(self._send_lines, b"\n".join(batch), part), BATCHES_IN_FLIGHT
@@ -358,8 +367,15 @@ def _document(
     task: str | Callable[..., Any], kwargs: Mapping[str, Any] | None, named: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The document of a job, all but its positional arguments, as the API takes it."""
+    by_value = goes_by_value(task)
     definition = None if isinstance(task, str) else definition_of(task)
-    if definition is None and not isinstance(task, str):
+    if isinstance(task, str):
+        task_name = task
+    elif definition is not None:
+        task_name = definition.name
+    elif by_value:
+        task_name = shown_name(task)
+    else:
         raise InvalidRequest(f"{task!r} is neither a name nor a function with @jobsvc.task", "task")
     options = {} if definition is None else _decorated(definition)
     own = dict(kwargs or {})
@@ -368,8 +384,14 @@ def _document(
             own[name] = value
         elif value is not None:
             options[OPTIONS[name]] = _option(name, value)
-    _refuse_bytes("kwargs", own.values())
-    return {"task": task if definition is None else definition.name, "kwargs": own, **options}
+    if not by_value:
+        _refuse_bytes("kwargs", own.values())
+    return {"task": task_name, "kwargs": own, **options}
+
+
+def _code(task: Any, document: dict[str, Any]) -> Code:
+    """The code of a task that goes by value; its named arguments leave the document."""
+    return Code(task, document.pop("kwargs"))
 
 
 def _decorated(definition: TaskDefinition) -> dict[str, Any]:
@@ -393,18 +415,20 @@ def _option(name: str, value: Any) -> Any:
     return value.astimezone().isoformat() if isinstance(value, datetime.datetime) else value
 
 
-def _batches(head: bytes, items: Iterable[Any], batch_jobs: int) -> Iterator[list[bytes] | bytes]:
+def _batches(
+    head: bytes, items: Iterable[Any], batch_jobs: int, code: Code | None = None
+) -> Iterator[list[bytes] | bytes]:
     """Lines of up to `batch_jobs` jobs; what they share is encoded once. An item of bytes goes alone."""
     lines: list[bytes] = []
     size_bytes = 0
     for item in items:
-        if isinstance(item, bytes | bytearray | memoryview):
+        if code is None and isinstance(item, bytes | bytearray | memoryview):
             if lines:
                 yield lines
             yield bytes(item)
             lines, size_bytes = [], 0
             continue
-        line = head + _json(item) + b"]}"
+        line = head + (_json(item) + b"]}" if code is None else _json(code.call((item,))) + b"}")
         if lines and (len(lines) == batch_jobs or size_bytes + len(line) > BATCH_BYTES):
             yield lines
             lines, size_bytes = [], 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import httpx
 import msgspec
 
 RUN_DIR_VARIABLE = "JOBSVC_RUN_DIR"
@@ -78,6 +77,8 @@ def secret_file(path: Path, secret: str) -> str:
 
 def answers(info: ServiceInfo, timeout_seconds: float = 2.0) -> bool:
     """True if the service says that it is ready."""
+    import httpx  # here: the command line imports this module, and need not wait for it
+
     for url in info.urls:
         try:
             if httpx.get(f"{url}/readyz", timeout=timeout_seconds).status_code == 200:

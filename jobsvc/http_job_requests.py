@@ -14,6 +14,7 @@ import datetime
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ from .errors import InvalidRequest, Refusal, Refused
 from .http_errors import InvalidItem, RefusedItem, cut
 from .jobs import HASH_TASK, JobOptions, NewJob
 from .settings import MIB, Settings
-from .tasks import Registry, TaskDefinition
+from .tasks import CODE_REFUSED, Registry, TaskDefinition, is_name
 
 NAME_LENGTH_MAX = 128  # of a queue or a batch
 TASK_LENGTH_MAX = 200
@@ -51,6 +52,13 @@ def _no_kwargs() -> Raw:
     return _NO_KWARGS
 
 
+class CallRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A function sent by value with its arguments, where the operator allows code."""
+
+    pickle: Annotated[bytes, Meta(min_length=1, description="cloudpickle's of (function, args, kwargs)")]
+    python: Annotated[str, Meta(max_length=20, description="that pickled it: 3.11, for example")]
+
+
 class JobRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
     """One job to enqueue. Everything but `task` may be left out: the task's own defaults hold."""
 
@@ -73,6 +81,7 @@ class JobRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=Fa
     delay_seconds: Seconds | None = None
     batch: Annotated[str, Meta(min_length=1, max_length=NAME_LENGTH_MAX)] | None = None
     labels: dict[str, str] | None = None
+    call: CallRequest | None = None
 
 
 class NewJobs(NamedTuple):
@@ -82,7 +91,8 @@ class NewJobs(NamedTuple):
     jobs: list[NewJob]
 
 
-RAW_OPTIONS = frozenset(JobRequest.__struct_fields__) - {"args"}
+RAW_OPTIONS = frozenset(JobRequest.__struct_fields__) - {"args", "call"}
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # bytecode of another one may crash
 
 _one = msgspec.json.Decoder(JobRequest)
 _many = msgspec.json.Decoder(list[JobRequest])
@@ -188,6 +198,10 @@ class JobReader:
 
     def _job(self, request: JobRequest, place: int) -> NewJob:
         args, kwargs = bytes(request.args), bytes(request.kwargs)
+        if request.call is not None:
+            if (args, kwargs) != (b"[]", b"{}"):
+                raise InvalidRequest("has its arguments in itself: leave out args and kwargs", "call")
+            return NewJob(self._new_id(), place, request.call.pickle, self._run_at(request))
         if args[0] != 0x5B:
             raise InvalidRequest("must be an array", "args")
         if kwargs[0] != 0x7B:
@@ -222,8 +236,22 @@ class JobReader:
             raise Refused(Refusal("not_allowed", definition.refused, "task"))
         return definition
 
+    def _function_by_value(self, request: JobRequest, call: CallRequest) -> TaskDefinition:
+        """The options of code that came along. It is loaded in a job's process, and nowhere else."""
+        if not self._settings.allow_code:
+            raise Refused(Refusal("not_allowed", CODE_REFUSED, "call"))
+        if call.python != PYTHON:
+            detail = f"code of Python {cut(call.python, 20)!r} cannot run on {PYTHON}"
+            raise InvalidRequest(detail, "call.python")
+        if request.task in self._registry or not is_name(request.task):
+            raise InvalidRequest("code needs a name of its own, without spaces", "task")
+        return TaskDefinition(function=_by_value, name=request.task)
+
     def _options(self, request: JobRequest) -> JobOptions:
-        definition = self._definition(request.task)
+        call = request.call
+        definition = (
+            self._definition(request.task) if call is None else self._function_by_value(request, call)
+        )
         queue = _chosen(request.queue, definition.queue)
         if request.batch is not None and not request.batch.isprintable():
             raise InvalidRequest("must be printable", "batch")
@@ -235,6 +263,7 @@ class JobReader:
             queue=queue,
             pool=self._settings.pool_of(queue),
             priority=_chosen(request.priority, definition.priority),
+            content="json" if call is None else "pickle",
             max_attempts=_chosen(request.max_attempts, definition.max_attempts),
             max_crashes=_chosen(request.max_crashes, definition.max_crashes),
             backoff_base_seconds=_chosen(request.backoff_base_seconds, definition.backoff_base_seconds),
@@ -276,6 +305,10 @@ def _check_finite(request: JobRequest) -> None:
 _SECONDS = [name for name in JobRequest.__struct_fields__ if name.endswith("_seconds")]
 
 
+def _by_value() -> None:
+    """Stands for a function that only a job's process may look at."""
+
+
 def _chosen(value: Any, default: Any) -> Any:
     return default if value is None else value
 
@@ -293,6 +326,7 @@ def _options_key(request: JobRequest) -> tuple[object, ...]:
         request.backoff_base_seconds,
         request.backoff_cap_seconds,
         request.batch,
+        None if request.call is None else request.call.python,
         None if labels is None else tuple(labels.items()),
     )
 

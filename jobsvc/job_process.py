@@ -36,7 +36,7 @@ from setproctitle import setproctitle
 
 from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Setup, frame, mark
 from .jobs import ErrorInfo, id_text
-from .tasks import Registry, TasksNotLoaded, builtin_registry
+from .tasks import CODE_REFUSED, Registry, TasksNotLoaded, builtin_registry
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
@@ -218,7 +218,7 @@ class JobProcess:
     def _resolve(self, job: JobFrame) -> tuple[Callable[..., Any], Any, Any]:
         if job.content == "pickle":
             if not self._setup.allow_code:
-                raise PermissionError("functions sent by value are not allowed here (allow_code)")
+                raise PermissionError(CODE_REFUSED)
             function, args, kwargs = pickle.loads(job.payload)
             return function, args, kwargs
         definition = self._registry.get(job.task)

@@ -30,6 +30,10 @@ from .jobs import JobOptions
 BUILTIN_MODULE = "jobsvc.builtin_tasks"
 SHELL_TASK = "jobsvc.shell"
 SHELL_REFUSED = f"{SHELL_TASK} is switched off; the operator may allow it with allow_shell"
+CODE_REFUSED = (
+    "no code is taken here: the operator may allow it with `jobsvc up --allow-code` (the setting allow_code);"
+    " or put the function into a module that the service loads with --tasks, and mark it with @jobsvc.task"
+)
 _MARK = "__jobsvc_task__"
 _NAME_LENGTH_MAX = 200
 
@@ -137,6 +141,11 @@ def definition_of(function: object) -> TaskDefinition | None:
     return definition if isinstance(definition, TaskDefinition) else None
 
 
+def is_name(text: str) -> bool:
+    """Whether a task may be called this."""
+    return 0 < len(text) <= _NAME_LENGTH_MAX and text.isprintable() and " " not in text
+
+
 def _definition(function: Callable[..., Any], **options: Any) -> TaskDefinition:
     try:
         definition = TaskDefinition(function=function, **options)
@@ -149,8 +158,7 @@ def _definition(function: Callable[..., Any], **options: Any) -> TaskDefinition:
 def _check(definition: TaskDefinition) -> None:
     """Refuse at the decorator what the service would refuse with every job."""
     name = definition.name
-    good_name = 0 < len(name) <= _NAME_LENGTH_MAX and name.isprintable() and " " not in name
-    _require(good_name, "name", f"{name!r} is not a name of 1 to {_NAME_LENGTH_MAX} printable characters")
+    _require(is_name(name), "name", f"{name!r} is not a name of 1 to {_NAME_LENGTH_MAX} printable characters")
     for field in ("priority", "max_attempts", "max_crashes"):
         value = getattr(definition, field)
         _require(type(value) is int, field, f"must be a whole number, not {value!r}")

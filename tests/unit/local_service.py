@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import socket
 import threading
 import time
@@ -84,7 +85,10 @@ class LocalService(ServedApp):
             stored = await self.store.get(payload.key, payload.offset, payload.length)
             assert stored is not None
             payload = stored
-        if options.content == "raw":
+        function: Any = None
+        if options.content == "pickle":
+            function, args, kwargs = pickle.loads(payload)
+        elif options.content == "raw":
             line, _, data = payload.partition(b"\n")
             args, kwargs = [data], msgspec.json.decode(line)
         else:
@@ -93,11 +97,13 @@ class LocalService(ServedApp):
         await self.store.put_new(
             f"logs/{id_text(grant.job_id)}/{grant.attempt}/000000", b"given: %b\n" % payload
         )
-        definition = self._registry.get(options.task)
-        assert definition is not None
+        if function is None:
+            definition = self._registry.get(options.task)
+            assert definition is not None
+            function = definition.function
         began = time.time()
         try:
-            value = definition.function(*args, **kwargs)
+            value = function(*args, **kwargs)
         except JobsvcError as error:
             info = ErrorInfo(type(error).__name__, str(error), "Traceback of the task")
             return Finished(grant.job_id, grant.attempt, Outcome.RAISED, began, time.time(), error=info)

@@ -95,7 +95,7 @@ def test_bounds_and_names_of_a_job_are_in_the_schema(document: dict[str, Any]) -
     batch = document["paths"]["/v1/jobs:batch"]["post"]["requestBody"]["content"]
     assert set(batch) == {"application/json", "application/x-ndjson"}
     raw = {each["name"] for each in document["paths"]["/v1/jobs"]["post"]["parameters"]}
-    assert job["properties"].keys() - {"args"} <= raw
+    assert job["properties"].keys() - {"args", "call"} <= raw
 
 
 def test_the_words_of_the_state_machine_are_those_of_the_api() -> None:
