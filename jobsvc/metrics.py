@@ -48,6 +48,7 @@ HELP = {
     "jobsvc_workers_wanted": "Workers that a pool should have now.",
     "jobsvc_is_leader": "1 for the manager that leads.",
     "jobsvc_leader_epoch": "Epoch of the leadership that the manager knows.",
+    "jobsvc_applied_records": "Records that the manager has applied since the log began.",
     "jobsvc_standby_lag_entries": "Records that the standby is behind the leader.",
     "jobsvc_journal_last_commit_timestamp_seconds": "When the leader last made a record durable.",
     "jobsvc_commit_seconds": "Duration of the leader's latest commits, by quantile.",
@@ -118,6 +119,7 @@ def _manager_samples(status: c.ManagerStatus, leader: c.ManagerStatus | None) ->
     manager = {"manager": status.name}
     yield Sample("jobsvc_is_leader", manager, float(status is leader))
     yield Sample("jobsvc_leader_epoch", manager, status.epoch)
+    yield Sample("jobsvc_applied_records", manager, status.applied_records)
     if status.role == "standby":
         lag = lag_records(status, leader)
         if lag is not None:

@@ -29,8 +29,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 import uuid_utils
 from ray import serve
+from ray._private import worker as ray_worker
 
 from .gateway import Gateway
+from .grafana_dashboard import put_beside_rays
 from .http_api import build_app
 from .leader_links import RayManagers
 from .logs import log_as_json
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 HTTP_RESOURCE = "jobsvc_http"
 DEPLOYMENT_NAME = "http"
 WAYS_IN = 2
+GRAFANA_SECONDS = 10.0  # Ray's dashboard may still be starting
 ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wait for each other
 GC_THRESHOLDS = (20_000, 50, 100)
 
@@ -122,6 +125,13 @@ def replica_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def show_in_grafana() -> None:
+    """Whoever runs Grafana with Ray's configuration finds the service's dashboard there."""
+    node = ray_worker.global_worker.node
+    if node is not None:
+        put_beside_rays(Path(node.get_session_dir_path()), GRAFANA_SECONDS)
+
+
 def remove(service: str) -> None:
     """Take a service out of a Ray that goes on without it."""
     if service in serve.status().applications:
@@ -144,3 +154,4 @@ def main() -> None:
         remove(options.remove)
     else:
         deploy(settings_text, options.port, options.token_file, options.replicas)
+        show_in_grafana()
