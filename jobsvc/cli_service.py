@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,11 +22,11 @@ from .cli_output import (
     print_rows,
     say,
 )
+from .client_tables import STATES, status_rows
 from .settings import Settings, from_environment
 
 DEFAULT_DATA = "~/.jobsvc/data"
 WATCH_SECONDS = 1.0
-STATES = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 DataOption = Annotated[
@@ -133,30 +132,10 @@ def status(
             if json:
                 print_json(document)
             else:
-                print_rows(("what", "is"), _status_rows(document))
+                print_rows(("what", "is"), status_rows(document))
             if not watch:
                 return
             time.sleep(WATCH_SECONDS)
-
-
-def _status_rows(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """One screen of health."""
-    yield "service", "ready" if document["ready"] else f"not ready: {document['problem']}"
-    for manager in document["managers"]:
-        lag = "" if manager["lag"] is None else f", {manager['lag']} records behind"
-        problem = f", {manager['problem']}" if manager["problem"] else ""
-        role = f"{manager['role']}, epoch {manager['epoch']}{lag}{problem} (pid {manager['pid']})"
-        yield manager["name"], role
-    commits = document["commits"]
-    if commits["age_seconds"] is not None:
-        yield "last commit", f"{commits['age_seconds']:.1f} s ago"
-    for state in STATES:
-        yield f"{state} jobs", f"{document['counts'].get(state, 0):,}"
-    for pool in document["pools"] or ():
-        waiting = f", {pool['waiting']}" if pool["waiting"] else ""
-        yield f"pool {pool['name']}", f"{pool['observed']} of {pool['wanted']} wanted workers{waiting}"
-    for worker in document["workers"] or ():
-        yield worker["name"], worker["current_job"] or worker["state"]
 
 
 def queues(json: JsonOption = False, url: UrlOption = None) -> None:

@@ -65,6 +65,10 @@ BYTES_JOBS_IN_FLIGHT = 16  # jobs with bytes go one by one
 FEED_WAIT_SECONDS = 10.0
 FEED_PAGE = 5_000
 LIST_PAGE = 500
+# what a notebook shows of these documents
+TASK_COLUMNS = ("name", "description", "queue", "max_attempts", "timeout_seconds")
+QUEUE_COLUMNS = ("name", "pool", "paused", "counts", "oldest_queued_age_seconds", "finished_per_second")
+WORKER_COLUMNS = ("name", "pool", "state", "current_job", "leases", "seen_seconds_ago")
 JSON_TYPE = {"Content-Type": "application/json"}
 LINES_TYPE = {"Content-Type": "application/x-ndjson"}
 BYTES_TYPE = {"Content-Type": "application/octet-stream"}
@@ -105,6 +109,9 @@ class Client:
 
     def __repr__(self) -> str:
         return f"<Client of {', '.join(self.urls)}>"
+
+    def _repr_html_(self) -> str:
+        return tables.addresses(self.urls)
 
     @property
     def urls(self) -> list[str]:
@@ -314,20 +321,16 @@ class Client:
                 return
 
     def status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.get("/v1/status")
-        return status
+        return tables.Status(self.get("/v1/status"))
 
     def tasks(self) -> list[dict[str, Any]]:
-        tasks: list[dict[str, Any]] = self.get("/v1/tasks")["tasks"]
-        return tasks
+        return tables.Rows(self.get("/v1/tasks")["tasks"], TASK_COLUMNS)
 
     def queues(self) -> list[dict[str, Any]]:
-        queues: list[dict[str, Any]] = self.get("/v1/queues")["queues"]
-        return queues
+        return tables.Rows(self.get("/v1/queues")["queues"], QUEUE_COLUMNS)
 
     def workers(self) -> list[dict[str, Any]]:
-        workers: list[dict[str, Any]] = self.get("/v1/workers")["workers"]
-        return workers
+        return tables.Rows(self.get("/v1/workers")["workers"], WORKER_COLUMNS)
 
     def pause(self, queue: str, paused: bool = True) -> dict[str, Any]:
         """Pause a queue: nothing new is leased from it. Returns the queue as it is now."""

@@ -72,7 +72,7 @@ class _Wait:
 class Job:
     """One job."""
 
-    __slots__ = ("_asked_at", "_client", "_document", "_state", "_value", "id")
+    __slots__ = ("_asked_at", "_client", "_document", "_error", "_state", "_value", "id")
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Job:
         self._document: dict[str, Any] | None = None
         self._asked_at: float | None = None
         self._state: str | None = None  # as last told
+        self._error: dict[str, Any] | None = None
         self._value: Any = UNSET
         if document is not None:
             self._remember(document)
@@ -99,13 +100,24 @@ class Job:
         known = self._document or {}
         rows = [("id", self.id), ("state", tables.state_text(self._state or "-"))]
         rows += [(name, known[name]) for name in ("task", "queue", "attempt", "waiting") if known.get(name)]
-        if known.get("error"):
-            rows.append(("error", f"{known['error']['type']}: {known['error']['message']}"))
+        if self._error:
+            rows.append(("error", self.known_error))
         return tables.table(("job", ""), rows, tables.as_of(self._asked_at))
 
     def _remember(self, document: dict[str, Any]) -> dict[str, Any]:
         self._document, self._state, self._asked_at = document, document["state"], time.time()
+        self._error = document.get("error")
         return document
+
+    @property
+    def known_error(self) -> str:
+        """Why it has failed, in a line, as last told; nobody is asked."""
+        return f"{self._error['type']}: {self._error['message']}" if self._error else ""
+
+    @property
+    def known_state(self) -> str:
+        """The state as last told; nobody is asked."""
+        return self._state or "not asked yet"
 
     # --- looking ---
 
@@ -163,7 +175,7 @@ class Job:
 
     def ended(self, entry: FeedItem) -> None:
         """The feed has told that this job has ended."""
-        self._state = entry.state
+        self._state, self._error = entry.state, entry.error
         if entry.state == "succeeded" and entry.result is not UNSET:
             self._value = entry.result
 
@@ -197,6 +209,16 @@ class Job:
     def log_stream(self, attempt: int) -> Any:
         """The event stream of one attempt's output, opened once."""
         return self._client.stream(self._path("/logs"), {"attempt": attempt})
+
+
+class Jobs(list[Job]):
+    """Some handles; a notebook shows what is known of them."""
+
+    def _repr_html_(self) -> str:
+        shown = self[: tables.ROWS_SHOWN]
+        rows = [(job.id, tables.state_text(job.known_state), job.known_error) for job in shown]
+        more = f"{len(self) - len(shown)} more" if len(self) > len(shown) else ""
+        return tables.table(("job", "state", "error"), rows, more)
 
 
 class JobSet:
@@ -292,7 +314,32 @@ class JobSet:
 
     def failures(self) -> list[Job]:
         """Those that are known to have ended without a result."""
-        return [self.job(job_id) for job_id in self._order if self._ended[job_id].state != "succeeded"]
+        return Jobs(self.job(job_id) for job_id in self._order if self._ended[job_id].state != "succeeded")
+
+    def retry_failed(self) -> int:
+        """Put back those that failed or were cancelled; returns how many. Waiting waits for them again."""
+        with self._lock:
+            while not self._read_page(0.0):
+                pass  # what the feed says of their present ends must not be taken for their next ones
+            again = [each for each in self._order if self._ended[each].state in ("failed", "cancelled")]
+            for job_id in again:
+                self._states[self._ended.pop(job_id).state] -= 1
+                self._open.add(job_id)
+            self._states = +self._states
+            self._order = [each for each in self._order if each in self._ended]
+        self._for_each(again, self._retry)
+        return len(again)
+
+    def _retry(self, job_id: str) -> None:
+        try:
+            self.job(job_id).retry()
+        except Refused as error:
+            if error.refusal.code != "wrong_state":
+                raise
+            with self._lock:  # somebody else has put it back, and it may have ended since
+                entry = self._ask(job_id)
+                if entry is not None and job_id in self._open:
+                    self._take(entry)
 
     def cancel(self) -> None:
         """Ask for the end of all that are open; those that end meanwhile stay as they are."""

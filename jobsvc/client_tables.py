@@ -9,10 +9,12 @@ from __future__ import annotations
 import html
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 UPDATE_SECONDS = 0.25
+ROWS_SHOWN = 50
+STATES = ("scheduled", "queued", "running", "succeeded", "failed", "cancelled")
 MARKS = {
     "scheduled": "◷",
     "queued": "○",
@@ -48,7 +50,68 @@ def counts_table(counts: Mapping[str, int], note: str = "") -> str:
 
 
 def _text(cell: Any) -> str:
-    return "-" if cell is None else str(cell)
+    if cell is None:
+        return "-"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, float):
+        return f"{cell:.3g}" if cell < 1000 else f"{cell:,.0f}"
+    if isinstance(cell, Mapping):  # counts, as a rule: those of 0 say nothing
+        return ", ".join(f"{name} {value}" for name, value in cell.items() if value) or "-"
+    return str(cell)
+
+
+class Rows(list[dict[str, Any]]):
+    """Documents that a notebook shows as a table of some of their columns."""
+
+    def __init__(self, documents: Iterable[dict[str, Any]], columns: Sequence[str]) -> None:
+        super().__init__(documents)
+        self._columns = columns
+        self._asked_at = time.time()
+
+    def _repr_html_(self) -> str:
+        rows = ([each.get(column) for column in self._columns] for each in self[:ROWS_SHOWN])
+        more = f"{len(self) - ROWS_SHOWN} more, " if len(self) > ROWS_SHOWN else ""
+        return table(
+            [column.replace("_", " ") for column in self._columns], rows, more + as_of(self._asked_at)
+        )
+
+
+class Status(dict[str, Any]):
+    """The status document; a notebook shows one screen of health."""
+
+    def _repr_html_(self) -> str:
+        return table(("what", "is"), status_rows(self), f"as of {self.get('now', 'an unknown time')}")
+
+
+def status_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """One screen of health."""
+    yield "service", "ready" if document["ready"] else f"not ready: {document['problem']}"
+    for manager in document["managers"]:
+        lag = "" if manager["lag"] is None else f", {manager['lag']} records behind"
+        problem = f", {manager['problem']}" if manager["problem"] else ""
+        role = f"{manager['role']}, epoch {manager['epoch']}{lag}{problem} (pid {manager['pid']})"
+        yield manager["name"], role
+    commits = document["commits"]
+    if commits["age_seconds"] is not None:
+        yield "last commit", f"{commits['age_seconds']:.1f} s ago"
+    for state in STATES:
+        yield f"{state} jobs", f"{document['counts'].get(state, 0):,}"
+    for pool in document["pools"] or ():
+        waiting = f", {pool['waiting']}" if pool["waiting"] else ""
+        yield f"pool {pool['name']}", f"{pool['observed']} of {pool['wanted']} wanted workers{waiting}"
+    for worker in document["workers"] or ():
+        yield worker["name"], worker["current_job"] or worker["state"]
+
+
+def addresses(urls: Sequence[str]) -> str:
+    """A service's addresses, as links to its page and to the documentation of its API."""
+    rows = "".join(
+        f'<tr><td>{html.escape(url)}</td><td><a href="{html.escape(url)}/">page</a></td>'
+        f'<td><a href="{html.escape(url)}/docs">API</a></td></tr>'
+        for url in urls
+    )
+    return f"<table><thead><tr><th>jobsvc</th><th></th><th></th></tr></thead><tbody>{rows}</tbody></table>"
 
 
 class ProgressLine:
