@@ -230,6 +230,7 @@ class Payload(msgspec.Struct, array_like=True, tag="payload"):
 class JobPage(msgspec.Struct, array_like=True, tag="job_page"):
     jobs: list[JobView]
     before: int | None  # cursor for the next page; None at the end
+    top: int = 0  # a cursor above every job that there is now
 
 
 class FeedEntry(msgspec.Struct, array_like=True):

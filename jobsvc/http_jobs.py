@@ -187,14 +187,17 @@ class JobRoutes:
             failure=_name(values, "failure", NAME_LENGTH_MAX),
         )
         found: list[c.JobView] = []
+        top = 0
         for _ in range(LIST_CALLS_MAX):
             page = await self._gateway.get(query, c.JobPage)
             found += page.jobs
+            top = top or page.top
             query.before, query.limit = page.before, limit - len(found)
             if query.before is None or query.limit == 0:
                 break
         documents = [job_document(view, short=True) for view in found]
-        return json_response(JobPageDocument(documents, None if query.before is None else str(query.before)))
+        before = None if query.before is None else str(query.before)
+        return json_response(JobPageDocument(documents, before, str(top)))
 
     # --- change ---
 

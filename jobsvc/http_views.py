@@ -66,6 +66,7 @@ class RunningDocument(msgspec.Struct):
     worker: str
     leased_at: Time
     log_url: str
+    actor_id: Annotated[str | None, Meta(description="its worker in Ray")] = None
 
 
 class JobLinks(msgspec.Struct):
@@ -117,6 +118,7 @@ class JobDocument(msgspec.Struct, kw_only=True):
 class JobPageDocument(msgspec.Struct):
     jobs: list[JobDocument]
     cursor: Annotated[str | None, Meta(description="for the next page; null at the end")]
+    top: Annotated[str, Meta(description="a cursor above every job that there is now")]
 
 
 class BatchDocument(msgspec.Struct):
@@ -178,6 +180,7 @@ class WorkerDocument(msgspec.Struct):
     current_job: Annotated[str | None, Meta(description="task and job id")]
     leases: int
     seen_seconds_ago: float
+    actor_id: Annotated[str | None, Meta(description="in Ray")] = None
 
 
 class PoolDocument(msgspec.Struct):
@@ -213,6 +216,7 @@ class ManagerDocument(msgspec.Struct):
     healthy: bool
     problem: str | None
     store_requests: Annotated[dict[str, int], Meta(description="by kind, since this process began")]
+    actor_id: Annotated[str | None, Meta(description="in Ray")] = None
 
 
 class CommitDocument(msgspec.Struct):
@@ -331,7 +335,9 @@ def job_document(view: c.JobView, *, short: bool = False, created: bool | UnsetT
     running = None
     if view.worker is not None and view.leased_at is not None:
         log_url = f"{url}/logs?attempt={view.attempt}"
-        running = RunningDocument(view.attempt, view.worker, time_text(view.leased_at), log_url)
+        running = RunningDocument(
+            view.attempt, view.worker, time_text(view.leased_at), log_url, view.actor or None
+        )
     last = view.history[-1] if view.history and view.state is State.FAILED else None
     return JobDocument(
         id=text,
@@ -414,7 +420,15 @@ def queues_document(queues: c.Queues) -> QueuesDocument:
 def workers_document(workers: c.Workers) -> WorkersDocument:
     found = [
         WorkerDocument(
-            w.name, w.pid, w.node, w.pool, _known_state(w.state), w.current, w.held, w.seen_seconds_ago
+            w.name,
+            w.pid,
+            w.node,
+            w.pool,
+            _known_state(w.state),
+            w.current,
+            w.held,
+            w.seen_seconds_ago,
+            w.actor or None,
         )
         for w in workers.workers
     ]
@@ -478,4 +492,5 @@ def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None) -> Manager
         status.healthy,
         status.problem,
         status.store_requests,
+        status.actor or None,
     )

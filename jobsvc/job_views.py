@@ -74,7 +74,7 @@ def list_jobs(state: QueueState, query: c.ListJobs) -> c.JobPage:
     """Newest first, below the cursor."""
     limit = max(1, min(query.limit, PAGE_MAX))
     jobs, before = next_slice(state, query.where, query.before, limit)
-    return c.JobPage([job_view(state, job) for job in jobs], before)
+    return c.JobPage([job_view(state, job) for job in jobs], before, state.next_seq)
 
 
 def count_matching(state: QueueState, query: c.CountMatching) -> c.Matched | Refusal:

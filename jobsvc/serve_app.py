@@ -76,7 +76,14 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
         wall=time.time,
     )
     registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
-    app = build_app(gateway, settings, token, registry, server_echoes_request_id=True)
+    app = build_app(
+        gateway,
+        settings,
+        token,
+        registry,
+        server_echoes_request_id=True,
+        ray_dashboard_url=settings.ray_dashboard_url or ray_dashboard_url(),
+    )
 
     @asynccontextmanager
     async def feeding(_: FastAPI) -> AsyncIterator[None]:
@@ -86,6 +93,12 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
 
     app.router.lifespan_context = feeding
     return app
+
+
+def ray_dashboard_url() -> str | None:
+    """Where Ray says that its dashboard is; None if it has none."""
+    address: str | None = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    return f"http://{address}" if address else None
 
 
 class _Replica:

@@ -95,6 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     replicas: int = 2
     # managers, and ways in, each on a machine of its own: those with `jobsvc_manager` and `jobsvc_http`
     spread: bool = False
+    ray_dashboard_url: str | None = None  # as a browser reaches it, for links; None: as Ray tells it
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:

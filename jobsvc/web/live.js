@@ -1,0 +1,114 @@
+// The one stream. Closed while nobody looks, opened again after every end; polled if a proxy holds it back.
+
+import { Problem, events, getJson } from "./api.js";
+import { store, update } from "./store.js";
+
+const SILENCE_MS = 10_000;
+const POLL_MS = 5_000;
+const PAUSES_MS = [300, 1000, 2000, 4000, 8000, 15_000];
+
+const listeners = new Set();
+let stop = null;
+let wake = null;
+
+// Called after each summary. Returns how to end it.
+export function onSummary(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+function sleep(milliseconds) {
+  return new Promise((go) => {
+    const timer = setTimeout(go, milliseconds);
+    wake = () => {
+      clearTimeout(timer);
+      go();
+    };
+  });
+}
+
+function linkIs(link) {
+  if (store.link !== link) update({ link, linkSince: Date.now() });
+}
+
+function take(summary, link) {
+  const before = store.summary;
+  const changes = { summary, summaryAt: Date.now(), skew: Date.parse(summary.now) - Date.now() };
+  if (!summary.ready) changes.leaderlessSince = store.leaderlessSince ?? Date.parse(summary.now);
+  else changes.leaderlessSince = null;
+  if (before && summary.ready && summary.epoch > store.lastEpoch) {
+    changes.takeover = { epoch: summary.epoch, leader: summary.leader, at: Date.now() };
+  }
+  if (summary.ready || !before) changes.lastEpoch = summary.epoch;
+  linkIs(link);
+  update(changes);
+  for (const listener of listeners) listener(summary);
+}
+
+async function follow() {
+  const controller = new AbortController();
+  stop = () => controller.abort();
+  let timer = 0;
+  let came = 0;
+  const watch = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => controller.abort(), SILENCE_MS);
+  };
+  watch();
+  try {
+    for await (const [name, data] of events("v1/events", controller.signal)) {
+      watch();
+      if (name !== "summary") continue;
+      came += 1;
+      take(data, "live");
+    }
+  } finally {
+    clearTimeout(timer);
+    stop = null;
+  }
+  return came;
+}
+
+async function pollOnce() {
+  take(await getJson("v1/events"), "polling");
+}
+
+export async function runLive() {
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) stop?.();
+    wake?.();
+  });
+  for (let failures = 0; ; ) {
+    if (document.hidden) {
+      await sleep(60_000);
+      continue;
+    }
+    const seen = store.summaryAt;
+    try {
+      await follow();
+    } catch (error) {
+      if (error instanceof Problem && error.status === 401) {
+        await sleep(60_000); // until the token is given, which wakes us
+        continue;
+      }
+    }
+    if (document.hidden) continue;
+    failures = store.summaryAt > seen ? 0 : failures + 1;
+    if (failures > 0) {
+      try {
+        await pollOnce();
+        await sleep(POLL_MS);
+        continue;
+      } catch {
+        linkIs("lost");
+      }
+    }
+    const pause = PAUSES_MS[Math.min(failures, PAUSES_MS.length - 1)];
+    await sleep(pause * (0.75 + Math.random() / 2));
+  }
+}
+
+export function reconnect() {
+  stop?.();
+  wake?.();
+}
