@@ -26,7 +26,7 @@ demo: setup  ## a service on this machine, real work, its leader killed half way
 
 test: setup lint  ## everything that CI runs: unit, simulation, cluster, chaos
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
-	$(BIN)/python -m pytest -q -x tests/cluster
+	$(BIN)/python -m pytest -q -x -m cluster tests/cluster tests/notebooks
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
 	$(BIN)/python -m pytest -q -x tests/ec2
@@ -39,6 +39,9 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check jobsvc tests benchmarks
 	$(BIN)/mypy
 
+notebooks: setup  ## run the notebooks and write their outputs anew
+	$(BIN)/python -m tests.notebooks.runner
+
 bench: setup  ## the figures of the README, on this machine (about ten minutes)
 	$(BIN)/python -m benchmarks
 
@@ -46,4 +49,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup demo test test-ec2 test-fast lint bench lock
+.PHONY: help setup demo test test-ec2 test-fast lint notebooks bench lock

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -82,6 +83,16 @@ def test_jobs_by_the_python_client(running: RunningService) -> None:
     # then its attempts tell why, and what it printed is kept
     assert [attempt["outcome"] for attempt in job.attempts] == ["raised", "raised"]
     assert "about to fail" in job.logs()
+
+
+def test_code_is_not_taken_unless_the_operator_says_so(running: RunningService) -> None:
+    # given a service as it is by default, and a function that only a notebook has
+    notebook: dict[str, Any] = {"__name__": "__main__"}
+    exec("def halve(number):\n    return number / 2", notebook)
+    # when it is sent, then it is refused, and the caller reads what the operator has to switch on
+    with pytest.raises(Refused, match="jobsvc up --allow-code") as refused:
+        running.client.enqueue(notebook["halve"], 42)
+    assert refused.value.refusal.code == "not_allowed"
 
 
 def test_a_map_of_many_jobs(running: RunningService) -> None:
