@@ -29,6 +29,7 @@ class Cluster:
         self.rig = rig
         self.file = write_cluster_file(rig, folder, data=data, changes=changes)
         self.port = PORT
+        self.data = data
         self._client: Client | None = None
 
     # --- what an operator does ---

@@ -337,7 +337,7 @@ class Rig:
                     f"{instance} does not reboot: see {self.keeper.of(instance).host.folder}"
                 )
             time.sleep(0.05)
-        self.wait_until_up(instance)
+        self.wait_until_up(instance, seconds)
 
     # --- the network ---
 

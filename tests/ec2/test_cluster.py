@@ -1,15 +1,16 @@
-"""A cluster as it should go: up, growing, shrinking, up again, noticed in time; down, with nothing left.
+"""The life of a cluster: up from nothing, growing, shrinking; every machine of it is lost once; then down.
 
-One cluster for the module; the tests go through its life in their order.
+One cluster, and the tests go through its life in their order: each leaves it whole for the next.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from jobsvc.client import Job
 from tests.cluster.conftest import wait_until
 
 from .cluster import Cluster, token_in_environment
@@ -17,6 +18,8 @@ from .conftest import Rig
 from .scenario import Figures, note, scenario
 
 pytestmark = pytest.mark.timeout(600)
+
+LEADS_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -94,31 +97,215 @@ def test_no_capacity_is_said_where_a_job_waits(rig: Rig, cluster: Cluster) -> No
 
 
 def test_a_spot_notice_drains_its_machine(rig: Rig, cluster: Cluster) -> None:
-    # given machines that work
     with scenario(cluster, "a spot notice") as (load, figures):
-        nap = cluster.client.enqueue("test.nap", 1, 20.0)
-        wait_until(lambda: nap.state == "running", "a long job to run", 120)
-        runs_on = nap.refresh()["worker"]
-        [machine] = [each for each in cluster.workers() if _runs(rig, each.id, runs_on)]
+        nap, machine = long_job(rig, cluster, seconds=20.0)
+        worker = nap.refresh()["worker"]
         # when EC2 says that it takes the machine back in a minute
         began = time.monotonic()
-        rig.spot_notice(machine.id, seconds=60)
-        wait_until(lambda: not _runs(rig, machine.id, runs_on), "the worker to leave", 60)
+        rig.spot_notice(machine, seconds=60)
+        wait_until(lambda: not runs_on(rig, machine, worker), "the worker to leave", 60)
         figures.measured["worker gone after"] = time.monotonic() - began
         load.wait_for(4, 120)
     # then the long job ended where it was, or was given back; it was charged nothing
     assert nap.result(timeout=240) == 2
-    assert nap.refresh()["failures"] == 0
+    document = nap.refresh()
+    assert (document["failures"], document["crashes"]) == (0, 0)
 
 
-def _runs(rig: Rig, instance: str, worker: str | None) -> bool:
+def long_job(rig: Rig, cluster: Cluster, seconds: float) -> tuple[Job, str]:
+    """A job that runs now, and the machine on which it does."""
+    nap = cluster.client.enqueue("test.nap", 1, seconds)
+    wait_until(lambda: nap.state == "running", "a long job to run", 180)
+    worker = nap.refresh()["worker"]
+    machines = [each.id for each in cluster.workers() if runs_on(rig, each.id, worker)]
+    assert len(machines) == 1, f"{worker} runs on {machines}"
+    return nap, machines[0]
+
+
+def runs_on(rig: Rig, instance: str, worker: str | None) -> bool:
     """Whether a worker's process is on this machine."""
     assert worker is not None
     return worker in rig.run_on(instance, "ps -eo args", user="root", check=False)
 
 
-def test_down_ends_everything_and_proves_it(rig: Rig, cluster: Cluster) -> None:
-    said = cluster.jobsvc("down", "--cluster", str(cluster.file))
+# --- loss ---------------------------------------------------------------------------------------------
+
+
+def led_by_another(cluster: Cluster, manager: str, seconds: float = 60.0) -> float:
+    """How long until another manager leads."""
+    began = time.monotonic()
+    wait_until(
+        lambda: (leader := cluster.pair().get("leader")) is not None and leader["name"] != manager,
+        "another leader",
+        seconds,
+    )
+    return time.monotonic() - began
+
+
+def test_a_worker_s_machine_is_unplugged(rig: Rig, cluster: Cluster) -> None:
+    with scenario(cluster, "a worker's machine unplugged") as (_, figures):
+        nap, machine = long_job(rig, cluster, seconds=5.0)
+        began = time.monotonic()
+        rig.unplug(machine)
+        wait_until(lambda: nap.refresh()["attempt"] == 2, "its job to run again", 120)
+        figures.measured["its job runs again after"] = time.monotonic() - began
+        assert nap.result(timeout=240) == 2
+
+
+def test_the_manager_node_is_unplugged(rig: Rig, cluster: Cluster) -> None:
+    # given its manager leads
+    make_leader_on(rig, cluster, "manager")
+    pair = cluster.pair()
+    with scenario(cluster, "the manager node unplugged") as (_, figures):
+        began = time.monotonic()
+        rig.unplug(cluster.manager_node.id)
+        # then the other one leads, the autoscaler replaces the machine, and the pair is whole again
+        figures.measured["the other leads after"] = led_by_another(cluster, pair["leader"]["name"])
+        cluster.whole_pair()
+        figures.measured["pair whole after"] = time.monotonic() - began
+    assert figures.measured["the other leads after"] <= LEADS_SECONDS
+
+
+def make_leader_on(rig: Rig, cluster: Cluster, node_type: str) -> None:
+    """Wait for a pair whose leader is there; the leader is killed where it is elsewhere."""
+    pair = cluster.whole_pair()
+    machine = cluster.machine_of(pair["leader"])
+    if machine.node_type != node_type:
+        rig.run_on(machine.id, f"kill -9 {pair['leader']['pid']}")
+        led_by_another(cluster, pair["leader"]["name"])
+        pair = cluster.whole_pair()
+    assert cluster.machine_of(pair["leader"]).node_type == node_type
+
+
+@pytest.mark.parametrize(
+    ("what", "from_whom", "seconds"),
+    [
+        ("S3", lambda rig, cluster: ["s3"], 10),
+        ("the standby", lambda rig, cluster: [cluster.head.id], 10),
+        ("everything", lambda rig, cluster: "everything", 10),
+        ("everything", lambda rig, cluster: "everything", 60),
+    ],
+)
+def test_the_leader_s_machine_is_cut_off(
+    rig: Rig,
+    cluster: Cluster,
+    what: str,
+    from_whom: Callable[[Rig, Cluster], list[str] | str],
+    seconds: float,
+) -> None:
+    # given the leader on the manager node
+    make_leader_on(rig, cluster, "manager")
+    machine = cluster.manager_node
+    with scenario(cluster, f"the leader's machine cut off from {what} for {seconds:g} s") as (load, _):
+        rig.partition(machine.id, from_whom(rig, cluster))
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() - began > seconds, "the end of the partition", seconds + 5)
+        rig.heal(machine.id)
+        load.wait_for(4, 240)
+    cluster.whole_pair()
+
+
+def test_the_head_s_ray_is_killed(rig: Rig, cluster: Cluster) -> None:
+    with scenario(cluster, "GCS on the head killed with SIGKILL") as (_, figures):
+        began = time.monotonic()
+        rig.run_on(cluster.head.id, "pkill -9 gcs_server", user="root")
+        wait_until(lambda: not cluster.is_ready(cluster.head), "the head to be down", 60)
+        wait_until(lambda: cluster.is_ready(cluster.head), "the head to answer again", 240)
+        figures.measured["head answers again after"] = time.monotonic() - began
+        cluster.whole_pair()
+
+
+def test_the_head_reboots(rig: Rig, cluster: Cluster) -> None:
+    head = cluster.head
+    with scenario(cluster, "the head rebooted") as (_, figures):
+        began = time.monotonic()
+        rig.reboot(head.id, seconds=240)
+        wait_until(lambda: cluster.is_ready(head), "the head to answer again", 240)
+        figures.measured["head answers again after"] = time.monotonic() - began
+        cluster.whole_pair()
+    assert cluster.head.id == head.id
+
+
+def test_the_head_is_unplugged_and_the_guard_brings_another(rig: Rig, cluster: Cluster) -> None:
+    head = cluster.head
+    with scenario(cluster, "the head unplugged, guard on") as (load, figures):
+        slow = cluster.client.enqueue_many([{"task": "test.nap", "args": [n, 2.0]} for n in range(4)])
+        began = time.monotonic()
+        rig.unplug(head.id)
+        wait_until(lambda: rig.instances(kind="head"), "another head", 240)
+        figures.measured["another head after"] = time.monotonic() - began
+        done = len(load.told.accepted)
+        wait_until(lambda: cluster.is_ready(cluster.head), "the new head to answer", 240)
+        figures.measured["head answers after"] = time.monotonic() - began
+        cluster.forget_addresses()
+        running = cluster.client.enqueue("test.double", 1)
+        assert running.result(timeout=240) == 2
+        figures.measured["first job run after"] = time.monotonic() - began
+        cluster.whole_pair()
+        assert sorted(cluster.client.job(each).result(timeout=240) for each in slow.ids) == [0, 2, 4, 6]
+        assert len(load.told.accepted) >= done
+    assert cluster.head.id != head.id
+    assert len(rig.instances(node_type="manager")) == 1
+
+
+def test_head_and_manager_node_are_unplugged_and_ray_up_brings_all_back(rig: Rig, cluster: Cluster) -> None:
+    # given jobs that were accepted and not run
+    cluster.whole_pair()
+    jobs = cluster.client.enqueue_many([{"task": "test.nap", "args": [n, 1.0]} for n in range(10)])
+    # when nothing is left that could bring anything back
+    rig.unplug(cluster.manager_node.id)
+    rig.unplug(cluster.head.id)
+    began = time.monotonic()
+    cluster.up()
+    figures = Figures("head and manager node unplugged, then `ray up` by hand", accepted=len(jobs))
+    figures.measured["service answers after"] = time.monotonic() - began
+    # then every job ends
+    results = [cluster.client.job(each).result(timeout=240) for each in jobs.ids]
+    assert sorted(results) == [2 * n for n in range(10)]
+    figures.measured["all done after"] = time.monotonic() - began
+    note(figures)
+    cluster.whole_pair()
+
+
+def test_ray_down_is_interrupted_and_the_sweeper_ends_the_rest(rig: Rig, cluster: Cluster) -> None:
+    # given `ray down` that ends half way: some machines are gone, and nobody looks after the others
+    wait_until(lambda: len(rig.instances()) >= 2, "machines", 60)
+    accepted = cluster.client.enqueue("test.double", 3)
+    assert accepted.result(timeout=240) == 6
+    rig.operator(
+        ["timeout", "-s", "KILL", "6", "ray", "down", "-y", str(cluster.file)], check=False, timeout=60
+    )
+    left = len(rig.instances())
+    # when it is swept
+    said = cluster.jobsvc("sweep", str(cluster.file), "--yes", "--dead", timeout=240)
+    # then nothing is left, and EC2 says so
+    wait_until(lambda: not rig.instances(), f"the end of {left} machines: {said}", 120)
+    assert {each.state for each in rig.instances(alive=False)} == {"terminated"}
+    figures = Figures("`ray down` interrupted, then `jobsvc sweep`", accepted=1)
+    figures.measured["machines that were left"] = float(left)
+    note(figures)
+
+
+def test_a_port_that_is_taken_on_the_head_is_passed_over(
+    rig: Rig, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # given a head on which something else listens on the port, and the jobs of the cluster that was
+    occupied = "python -m http.server 8000 --directory /run >/dev/null 2>&1 &"
+    changes = {"head_setup_commands": [f"setsid nohup {occupied}"]}
+    other = Cluster(rig, tmp_path_factory.mktemp("taken"), data=cluster.data, changes=changes)
+    other.port = 8001
+    began = time.monotonic()
+    said = other.up()
+    # then the next one is used, on both machines, and `ray up` says so
+    assert ":8001" in said
+    other.whole_pair()
+    figures = Figures("port 8000 taken on the head", accepted=1)
+    figures.measured = {"both ways in answer after": time.monotonic() - began}
+    assert other.client.enqueue("test.double", 2).result(timeout=240) == 4
+    note(figures)
+
+    # when it is taken down
+    said = other.jobsvc("down", "--cluster", str(other.file))
+    # then nothing is left, and EC2 says so
     assert not rig.instances(), said
-    states = {each.state for each in rig.instances(alive=False)}
-    assert states == {"terminated"}
+    assert {each.state for each in rig.instances(alive=False)} == {"terminated"}
