@@ -60,7 +60,7 @@ def build_app(
     figures = ReplicaFigures(str(os.getpid()), gateway.enqueue_commit_seconds)
     bodies = Bodies(settings.request_bytes_max)
     reader = JobReader(registry, settings, gateway.new_id, gateway.wall)
-    jobs = JobRoutes(gateway, bodies, reader)
+    jobs = JobRoutes(gateway, bodies, reader, ray_dashboard_url)
     bulk = BulkRoutes(gateway, bodies)
     streams = StreamRoutes(gateway)
     live = LiveRoutes(gateway, settings, streams, ray_dashboard_url)
@@ -75,7 +75,7 @@ def build_app(
         return figures
 
     app.state.own_figures = own_figures
-    service = ServiceRoutes(gateway, bodies, settings, registry, own_figures)
+    service = ServiceRoutes(gateway, bodies, settings, registry, own_figures, ray_dashboard_url)
     for operation in OPERATIONS:
         add_operation(app, operation, _handler(operation.handler, jobs, bulk, streams, live, service))
     app.add_exception_handler(JobsvcError, on_jobsvc_error)

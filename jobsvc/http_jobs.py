@@ -59,10 +59,11 @@ def json_response(document: object, status: int = 200, headers: dict[str, str] |
 class JobRoutes:
     """The handlers, over one gateway."""
 
-    def __init__(self, gateway: Gateway, bodies: Bodies, reader: JobReader) -> None:
+    def __init__(self, gateway: Gateway, bodies: Bodies, reader: JobReader, ray: str | None) -> None:
         self._gateway = gateway
         self._bodies = bodies
         self._reader = reader
+        self._ray = ray
 
     # --- enqueue ---
 
@@ -93,7 +94,7 @@ class JobRoutes:
             view = expect(expect(found, c.Found).items[0], c.JobView)
         else:
             view = await self._gateway.job(accepted.ids[0])
-        document = job_document(view, created=accepted.created)
+        document = job_document(view, self._ray, created=accepted.created)
         return json_response(document, 202, {"Location": document.links.self})
 
     async def enqueue_batch(self, request: Request) -> Response:
@@ -121,7 +122,7 @@ class JobRoutes:
         job_id = job_id_of(request)
         seconds = wait_seconds(request, values)
         view = await self._gateway.wait_for_job(job_id, seconds)
-        return json_response(job_document(view), 200, _waited(seconds, view))
+        return json_response(job_document(view, self._ray), 200, _waited(seconds, view))
 
     async def result(self, request: Request) -> Response:
         """What the job returned, as it is."""
@@ -131,7 +132,7 @@ class JobRoutes:
         view = await self._gateway.wait_for_job(job_id, seconds)
         headers = _waited(seconds, view)
         if view.state not in TERMINAL:
-            return json_response(job_document(view), 202, {**headers, "Retry-After": "1"})
+            return json_response(job_document(view, self._ray), 202, {**headers, "Retry-After": "1"})
         if view.state is not State.SUCCEEDED:
             return _no_result(request, view)
         result = view.result or Result("json", b"null")
@@ -195,7 +196,7 @@ class JobRoutes:
             query.before, query.limit = page.before, limit - len(found)
             if query.before is None or query.limit == 0:
                 break
-        documents = [job_document(view, short=True) for view in found]
+        documents = [job_document(view, self._ray, short=True) for view in found]
         before = None if query.before is None else str(query.before)
         return json_response(JobPageDocument(documents, before, str(top)))
 
@@ -218,7 +219,7 @@ class JobRoutes:
         if isinstance(item, Refusal):
             raise Refused(item)
         view = expect(expect(found, c.Found).items[0], c.JobView)
-        return json_response(job_document(view), 200 if item is State.CANCELLED else 202)
+        return json_response(job_document(view, self._ray), 200 if item is State.CANCELLED else 202)
 
     async def old_pull(self, request: Request) -> Response:
         """The old system's endpoint: results of hash jobs that nobody has pulled yet, latest first."""

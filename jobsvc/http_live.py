@@ -181,7 +181,7 @@ def summary_document(
     commit_age_max: float,
     ray_dashboard_url: str | None,
 ) -> SummaryDocument:
-    status = status_document(service, now, statuses, None, commit_age_max)
+    status = status_document(service, now, statuses, None, commit_age_max, ray_dashboard_url)
     leader = leader_of(statuses)
     best = leader or max(statuses, key=lambda each: each.applied_records, default=None)
     pulse = best.pulse if best is not None else None

@@ -52,12 +52,14 @@ class ServiceRoutes:
         settings: Settings,
         registry: Registry,
         own: Callable[[], metrics.ReplicaFigures],
+        ray: str | None,
     ) -> None:
         self._gateway = gateway
         self._bodies = bodies
         self._settings = settings
         self._registry = registry
         self._own = own
+        self._ray = ray
         self._commit_age_max = max(COMMIT_AGE_MAX_SECONDS, 2.5 * settings.idle_record_seconds)
 
     # --- queues, workers, tasks ---
@@ -92,7 +94,8 @@ class ServiceRoutes:
     async def workers(self, request: Request) -> Response:
         """Workers and pools, as the leader sees them."""
         query_values(request, ())
-        return json_response(workers_document(await self._gateway.get(c.GetWorkers(), c.Workers)))
+        workers = await self._gateway.get(c.GetWorkers(), c.Workers)
+        return json_response(workers_document(workers, self._ray))
 
     async def tasks(self, request: Request) -> Response:
         """The tasks that this service knows."""
@@ -122,9 +125,8 @@ class ServiceRoutes:
         statuses = await self._gateway.statuses()
         workers = await self._of_leader(statuses, c.GetWorkers(), c.Workers)
         now = self._gateway.wall()
-        return json_response(
-            status_document(self._settings.service, now, statuses, workers, self._commit_age_max)
-        )
+        name = self._settings.service
+        return json_response(status_document(name, now, statuses, workers, self._commit_age_max, self._ray))
 
     async def _of_leader(self, statuses: list[c.ManagerStatus], query: c.Query, kind: type[T]) -> T | None:
         """The leader's answer if it comes soon; None otherwise: a status must not wait for a failover."""

@@ -16,6 +16,7 @@ from . import commands as c
 from .http_errors import cut
 from .jobs import AttemptRecord, ErrorInfo, Result, State, id_text
 from .manager_status import commit_problem, lag_records, leader_of, percentile
+from .ray_links import ActorId, RayUrl, actor_link
 
 SHORT_TEXT = 500  # of an error in a list
 
@@ -66,7 +67,8 @@ class RunningDocument(msgspec.Struct):
     worker: str
     leased_at: Time
     log_url: str
-    actor_id: Annotated[str | None, Meta(description="its worker in Ray")] = None
+    actor_id: ActorId
+    ray_url: RayUrl
 
 
 class JobLinks(msgspec.Struct):
@@ -180,7 +182,8 @@ class WorkerDocument(msgspec.Struct):
     current_job: Annotated[str | None, Meta(description="task and job id")]
     leases: int
     seen_seconds_ago: float
-    actor_id: Annotated[str | None, Meta(description="in Ray")] = None
+    actor_id: ActorId
+    ray_url: RayUrl
 
 
 class PoolDocument(msgspec.Struct):
@@ -216,7 +219,8 @@ class ManagerDocument(msgspec.Struct):
     healthy: bool
     problem: str | None
     store_requests: Annotated[dict[str, int], Meta(description="by kind, since this process began")]
-    actor_id: Annotated[str | None, Meta(description="in Ray")] = None
+    actor_id: ActorId
+    ray_url: RayUrl
 
 
 class CommitDocument(msgspec.Struct):
@@ -240,6 +244,7 @@ class StatusDocument(msgspec.Struct, kw_only=True):
     counts: dict[str, int]
     workers: Annotated[list[WorkerDocument] | None, Meta(description="null: no leader could say")]
     pools: list[PoolDocument] | None
+    ray_dashboard_url: str | None
 
 
 class TaskDocument(msgspec.Struct, kw_only=True):
@@ -327,17 +332,19 @@ def _attempt(job_url: str, record: AttemptRecord, short: bool) -> AttemptDocumen
     )
 
 
-def job_document(view: c.JobView, *, short: bool = False, created: bool | UnsetType = UNSET) -> JobDocument:
-    """A job as the API shows it; `short` leaves the long texts out."""
+def job_document(
+    view: c.JobView, ray: str | None = None, *, short: bool = False, created: bool | UnsetType = UNSET
+) -> JobDocument:
+    """A job as the API shows it; `short` leaves the long texts out. `ray` is its dashboard's address."""
     options = view.options
     text = id_text(view.id)
     url = f"/v1/jobs/{text}"
     running = None
     if view.worker is not None and view.leased_at is not None:
         log_url = f"{url}/logs?attempt={view.attempt}"
-        running = RunningDocument(
-            view.attempt, view.worker, time_text(view.leased_at), log_url, view.actor or None
-        )
+        link = actor_link(ray, view.actor)
+        leased_at = time_text(view.leased_at)
+        running = RunningDocument(view.attempt, view.worker, leased_at, log_url, view.actor or None, link)
     last = view.history[-1] if view.history and view.state is State.FAILED else None
     return JobDocument(
         id=text,
@@ -417,18 +424,12 @@ def queues_document(queues: c.Queues) -> QueuesDocument:
     return QueuesDocument(found, time_text(queues.now))
 
 
-def workers_document(workers: c.Workers) -> WorkersDocument:
+def workers_document(workers: c.Workers, ray: str | None = None) -> WorkersDocument:
     found = [
         WorkerDocument(
-            w.name,
-            w.pid,
-            w.node,
-            w.pool,
-            _known_state(w.state),
-            w.current,
-            w.held,
-            w.seen_seconds_ago,
+            *(w.name, w.pid, w.node, w.pool, _known_state(w.state), w.current, w.held, w.seen_seconds_ago),
             w.actor or None,
+            actor_link(ray, w.actor),
         )
         for w in workers.workers
     ]
@@ -449,11 +450,12 @@ def status_document(
     statuses: list[c.ManagerStatus],
     workers: c.Workers | None,
     commit_age_max: float,
+    ray: str | None = None,
 ) -> StatusDocument:
     leader = leader_of(statuses)
     problem = commit_problem(leader, commit_age_max)
     best = leader or max(statuses, key=lambda status: status.applied_records, default=None)
-    shown = workers_document(workers) if workers is not None else None
+    shown = workers_document(workers, ray) if workers is not None else None
     seconds = leader.commit_seconds if leader is not None else []
     return StatusDocument(
         service=service,
@@ -462,7 +464,7 @@ def status_document(
         leader=leader.name if leader is not None else None,
         epoch=best.epoch if best is not None else 0,
         problem=problem,
-        managers=[_manager(status, leader) for status in statuses],
+        managers=[_manager(status, leader, ray) for status in statuses],
         commits=CommitDocument(
             leader.commit_age_seconds if leader is not None else None,
             percentile(seconds, 0.5),
@@ -472,6 +474,7 @@ def status_document(
         counts=_all_counts(best.counts if best is not None else {}),
         workers=shown.workers if shown is not None else None,
         pools=shown.pools if shown is not None else None,
+        ray_dashboard_url=ray,
     )
 
 
@@ -479,7 +482,7 @@ def _all_counts(counts: dict[str, int]) -> dict[str, int]:
     return {state.value: counts.get(state.value, 0) for state in State}
 
 
-def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None) -> ManagerDocument:
+def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None, ray: str | None) -> ManagerDocument:
     role: Any = status.role
     return ManagerDocument(
         status.name,
@@ -493,4 +496,5 @@ def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None) -> Manager
         status.problem,
         status.store_requests,
         status.actor or None,
+        actor_link(ray, status.actor),
     )

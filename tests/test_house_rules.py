@@ -35,7 +35,7 @@ LAYERS = {
     3: """tallies worker_registry throughput retirement orphans commit_loop leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
-    4: """access logs metrics grafana_dashboard manager_status actor_titles builtin_tasks
+    4: """access logs metrics grafana_dashboard ray_links manager_status actor_titles builtin_tasks
           process_tree job_output job_process job_child job_runner
           leader_links autoscaler_view manager_actor worker_actor
           discovery ports ray_head serve_proxy service_processes
