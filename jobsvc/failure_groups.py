@@ -14,12 +14,13 @@ import hashlib
 import heapq
 import re
 
-from .jobs import ErrorInfo, Job, State
+from .jobs import ErrorInfo, Job, Outcome, State
 
 GROUPS_MAX = 1_000
 OTHER = "other"
 
 _numbers = re.compile(r"0x[0-9a-fA-F]+|[0-9a-fA-F-]{32,36}|[0-9]+(\.[0-9]+)?")
+_TELLS = {Outcome.LOST: "the worker, or its machine, is gone"}
 _line = re.compile(r", line \d+")
 
 
@@ -66,7 +67,7 @@ def error_of(job: Job) -> ErrorInfo:
     if not history:
         return ErrorInfo("unknown", "")
     last = history[-1]
-    return last.error if last.error is not None else ErrorInfo(last.outcome.value, "")
+    return last.error if last.error is not None else ErrorInfo(last.outcome.value, _TELLS.get(last.outcome, ""))
 
 
 def place_of(error: ErrorInfo) -> str:

@@ -20,6 +20,16 @@ export function setToken(token) {
   update({ tokenAsked: false, tokenWrong: false });
 }
 
+export function forgetToken() {
+  sessionStorage.removeItem(TOKEN);
+  location.reload();
+}
+
+// Links that the browser follows by itself carry no token.
+export function hasToken() {
+  return sessionStorage.getItem(TOKEN) !== null;
+}
+
 export async function request(path, options = {}) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = { ...options.headers };

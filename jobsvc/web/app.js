@@ -1,7 +1,7 @@
 // The frame: where we are, how the service is, the keyboard. Each view is a module of its own.
 
 import { Component, Fragment, h, render } from "./preact.mjs";
-import { setToken } from "./api.js";
+import { forgetToken, hasToken, setToken } from "./api.js";
 import { clock, count, duration } from "./format.js";
 import { reconnect, runLive } from "./live.js";
 import { Dialog, GLYPHS, STATES, closeDialog, jobsHref, openDialog } from "./parts.js";
@@ -32,9 +32,8 @@ function readRoute() {
   const [view = "", id = null] = path.split("/");
   const moved = view !== store.route.view || decodeURIComponent(id ?? "") !== (store.route.id ?? "");
   update({ route: { view, id: id === null ? null : decodeURIComponent(id), query: new URLSearchParams(query) }, dialog: null });
+  document.title = `${VIEWS.find(([name]) => name === view)?.[1] ?? "Not found"} · jobsvc`;
   if (moved) {
-    const title = VIEWS.find(([name]) => name === view)?.[1] ?? "Not found";
-    document.title = `${title} · jobsvc`;
     requestAnimationFrame(() => {
       document.querySelector("h1")?.focus({ preventScroll: true });
       scrollTo(0, 0);
@@ -242,8 +241,8 @@ function Page() {
       "footer",
       null,
       h("span", null, `jobsvc ${summary?.version ?? ""}`),
-      h("a", { href: "docs" }, "API"),
-      h("a", { href: "openapi.json" }, "OpenAPI"),
+      hasToken() ? null : h("a", { href: "docs" }, "API"),
+      hasToken() ? h("button", { type: "button", class: "small", onClick: forgetToken }, "Forget the token") : null,
       h("span", { class: "dim" }, store.utc ? "times in UTC" : "times in local time"),
     ),
     h("div", { class: "toasts", role: "status" }, store.notice ? h("p", null, store.notice) : null),

@@ -63,7 +63,7 @@ export class Chart extends Component {
       h(
         "div",
         { class: "chart-head" },
-        h("h3", { id }, title),
+        h("h2", { id }, title),
         h(
           "button",
           { type: "button", class: "small", "aria-pressed": String(asTable), onClick: () => this.setState({ asTable: !asTable }) },

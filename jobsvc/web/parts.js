@@ -198,6 +198,11 @@ export function ActionButton({ onClick, danger, disabled, children, ...rest }) {
   );
 }
 
+// A table that is wider than the screen scrolls by itself, also by keyboard.
+export function Scroll({ label, children }) {
+  return h("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": label }, children);
+}
+
 export function StateCounts({ counts, filter = {} }) {
   return STATES.map((state) =>
     h(

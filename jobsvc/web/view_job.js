@@ -3,7 +3,7 @@
 import { Component, Fragment, h } from "./preact.mjs";
 import { change, events, request } from "./api.js";
 import { bytes, count, duration, secondsSince, withoutAnsi } from "./format.js";
-import { ActionButton, Copy, Live, RayLink, StateMark, When, jobsHref } from "./parts.js";
+import { ActionButton, Copy, Live, RayLink, Scroll, StateMark, When, jobsHref } from "./parts.js";
 import { notify, serverNow } from "./store.js";
 
 const LINES = 1000;
@@ -64,8 +64,8 @@ function Attempts({ job }) {
   const rows = [...job.attempts].reverse();
   if (!rows.length && !job.running) return h("p", { class: "empty" }, "No attempt yet.");
   return h(
-    "div",
-    { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Attempts" },
+    Scroll,
+      { label: "Attempts" },
     h(
       "table",
       null,

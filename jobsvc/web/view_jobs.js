@@ -7,7 +7,7 @@ import { Component, Fragment, h } from "./preact.mjs";
 import { change } from "./api.js";
 import { describe, openBulk } from "./bulk.js";
 import { count, duration, secondsSince } from "./format.js";
-import { ActionButton, JobLink, Live, STATES, StateMark, When, jobsHref } from "./parts.js";
+import { ActionButton, JobLink, Live, STATES, Scroll, StateMark, When, jobsHref } from "./parts.js";
 import { notify, store } from "./store.js";
 
 const PAGE = 50;
@@ -230,8 +230,8 @@ export class Jobs extends Component {
     const all = rows.length > 0 && rows.every((job) => selected.has(job.id));
     const names = ["state", "id", "task", "queue", "attempt", "accepted", "ran", "note"];
     return h(
-      "div",
-      { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Jobs" },
+      Scroll,
+      { label: "Jobs" },
       h(
         "table",
         { class: "jobs" },

@@ -30,9 +30,9 @@ function Tiles({ summary }) {
     h(Tile, { title: "oldest waits", value: duration(secondsSince(summary.oldest_queued_at)), note: summary.oldest_queue ? `in ${summary.oldest_queue}` : "nothing waits" }),
     h(Tile, { title: "running", value: count(summary.counts.running), href: jobsHref({ state: "running" }) }),
     h(Tile, { title: "in / s", value: rate(summary.enqueued_per_second), note: "last minute" }),
-    h(Tile, { title: "out / s", value: rate(summary.finished_per_second), note: `${rate(summary.failed_per_second)} of them failed` }),
+    h(Tile, { title: "out / s", value: rate(summary.finished_per_second), note: `failed: ${rate(summary.failed_per_second)} / s` }),
     h(Tile, { title: "workers busy", value: summary.workers ? `${count(workers.busy ?? 0)} / ${count(all)}` : "–", href: "#/workers", note: `${count(wanted)} wanted` }),
-    h(Tile, { title: "failed, held", value: count(summary.counts.failed), href: "#/failures", note: `${count(summary.failure_groups)} kinds` }),
+    h(Tile, { title: "failed, held", value: count(summary.counts.failed), href: "#/failures", note: summary.failure_groups === 1 ? "of one kind" : `of ${count(summary.failure_groups)} kinds` }),
   );
 }
 

@@ -3,7 +3,7 @@
 import { Fragment, h } from "./preact.mjs";
 import { change } from "./api.js";
 import { count, duration, rate, secondsSince } from "./format.js";
-import { ActionButton, Dialog, Live, STATES, StateCounts, closeDialog, openDialog } from "./parts.js";
+import { ActionButton, Dialog, Live, STATES, Scroll, StateCounts, closeDialog, openDialog } from "./parts.js";
 import { notify } from "./store.js";
 
 async function setPaused(queue, paused, reread) {
@@ -61,8 +61,8 @@ export function Queues() {
       if (!queues.length) return h("p", { class: "empty" }, "No queue yet: a queue is made by its first job.");
       const sums = Object.fromEntries(STATES.map((state) => [state, queues.reduce((sum, queue) => sum + queue.counts[state], 0)]));
       return h(
-        "div",
-        { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Queues" },
+        Scroll,
+      { label: "Queues" },
         h(
           "table",
           null,

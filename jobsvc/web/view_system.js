@@ -1,14 +1,16 @@
 // System: who leads, how far the standby is, commits, what the store is asked for and what that costs.
 
 import { Component, Fragment, h } from "./preact.mjs";
+import { hasToken } from "./api.js";
 import { count, duration, money, rate } from "./format.js";
 import { onSummary } from "./live.js";
-import { AsOf, Live, RayLink, When } from "./parts.js";
+import { AsOf, Live, RayLink, Scroll, When } from "./parts.js";
 import { store } from "./store.js";
 
 const DOLLARS = { put: 0.005 / 1000, list: 0.005 / 1000, get: 0.0004 / 1000, delete: 0 };
 const MONTH_SECONDS = 30 * 86_400;
 const WINDOW_MS = 60_000;
+const NUMBERS = new Set(["epoch", "records applied", "behind", "process"]);
 
 function totals(summary) {
   const sums = {};
@@ -20,12 +22,12 @@ function totals(summary) {
 
 function Managers({ summary }) {
   return h(
-    "div",
-    { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Managers" },
+    Scroll,
+      { label: "Managers" },
     h(
       "table",
       null,
-      h("thead", null, h("tr", null, ["manager", "role", "epoch", "records applied", "behind", "health", "node", "process", "Ray"].map((name) => h("th", { scope: "col", key: name }, name)))),
+      h("thead", null, h("tr", null, ["manager", "role", "epoch", "records applied", "behind", "health", "node", "process", "Ray"].map((name) => h("th", { scope: "col", key: name, class: NUMBERS.has(name) ? "number" : "" }, name)))),
       h(
         "tbody",
         null,
@@ -57,6 +59,9 @@ function Store({ summary, rates }) {
     Fragment,
     null,
     h(
+      Scroll,
+      { label: "Requests to the store" },
+      h(
       "table",
       null,
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "request"), ["since they began", "per second", "cost on S3", "a month at this rate"].map((name) => h("th", { scope: "col", class: "number", key: name }, name)))),
@@ -76,6 +81,7 @@ function Store({ summary, rates }) {
         ),
       ),
       h("tfoot", null, h("tr", null, h("th", { scope: "row" }, "all"), h("td", { class: "number" }, count(Object.values(sums).reduce((sum, each) => sum + each, 0))), h("td"), h("td", { class: "number" }, money(cost(sums))), h("td", { class: "number" }, rates ? money(cost(Object.fromEntries(kinds.map((kind) => [kind, (rates[kind] ?? 0) * MONTH_SECONDS])))) : "…"))),
+      ),
     ),
     h("p", { class: "dim" }, "Requests of the two managers since their processes began; replicas and workers put payloads, large results and logs besides. Prices: $0.005 for 1,000 PUT or LIST, $0.0004 for 1,000 GET. A directory costs nothing."),
   );
@@ -87,7 +93,7 @@ function Endpoints({ document }) {
     "details",
     null,
     h("summary", null, `The API: ${count(rows.length)} requests`),
-    h("table", null, h("tbody", null, rows.map(([method, path, text]) => h("tr", { key: method + path }, h("th", { scope: "row" }, method), h("td", null, h("code", null, path)), h("td", null, text))))),
+    h(Scroll, { label: "The API" }, h("table", null, h("tbody", null, rows.map(([method, path, text]) => h("tr", { key: method + path }, h("th", { scope: "row" }, method), h("td", null, h("code", null, path)), h("td", null, text)))))),
   );
 }
 
@@ -159,7 +165,9 @@ export class System extends Component {
       h(
         "ul",
         null,
-        h("li", null, h("a", { href: "docs" }, "API documentation"), ", ", h("a", { href: "openapi.json" }, "OpenAPI"), ", ", h("a", { href: "metrics" }, "metrics for Prometheus")),
+        hasToken()
+          ? h("li", null, "With the token as a header: ", h("code", null, "/docs, /openapi.json, /metrics"))
+          : h("li", null, h("a", { href: "docs" }, "API documentation"), ", ", h("a", { href: "openapi.json" }, "OpenAPI"), ", ", h("a", { href: "metrics" }, "metrics for Prometheus")),
         summary.ray_dashboard_url
           ? h("li", null, h(RayLink, { path: "#/actors", text: "Ray dashboard: actors" }), ", ", h(RayLink, { path: "#/serve", text: "Serve" }), ", ", h(RayLink, { path: "#/cluster", text: "cluster" }), ". Jobs of this service are not Ray Jobs: that tab does not list them.")
           : null,

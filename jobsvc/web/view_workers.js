@@ -2,9 +2,10 @@
 
 import { Component, Fragment, h } from "./preact.mjs";
 import { count, duration } from "./format.js";
-import { JobLink, Live, RayLink } from "./parts.js";
+import { JobLink, Live, RayLink, Scroll } from "./parts.js";
 
 const PAGE = 50;
+const NUMBERS = new Set(["leases", "heard", "process"]);
 const JOB_ID = /[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/;
 
 function Runs({ worker }) {
@@ -14,7 +15,7 @@ function Runs({ worker }) {
 }
 
 function Pools({ pools }) {
-  return h(
+  const table = h(
     "table",
     null,
     h("caption", null, "Pools"),
@@ -33,6 +34,7 @@ function Pools({ pools }) {
       ),
     ),
   );
+  return h(Scroll, { label: "Pools" }, table);
 }
 
 export class Workers extends Component {
@@ -54,6 +56,7 @@ export class Workers extends Component {
           Fragment,
           null,
           h(Pools, { pools }),
+
           workers.length ? this.table(shown, workers.length) : h("p", { class: "empty" }, "No worker is here. Workers start when there is work, or to fill min_workers."),
           pages > 1
             ? h(
@@ -71,13 +74,13 @@ export class Workers extends Component {
 
   table(shown, total) {
     return h(
-      "div",
-      { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Workers" },
+      Scroll,
+      { label: "Workers" },
       h(
         "table",
         null,
         h("caption", null, `Workers: ${count(shown.length)} of ${count(total)}`),
-        h("thead", null, h("tr", null, ["worker", "state", "runs", "leases", "heard", "pool", "node", "process", "Ray"].map((name) => h("th", { scope: "col", key: name }, name)))),
+        h("thead", null, h("tr", null, ["worker", "state", "runs", "leases", "heard", "pool", "node", "process", "Ray"].map((name) => h("th", { scope: "col", key: name, class: NUMBERS.has(name) ? "number" : "" }, name)))),
         h(
           "tbody",
           null,

@@ -42,3 +42,11 @@ def fail(text: str) -> None:
 def say_back(text: str) -> str:
     print(f"{len(text)} characters")
     return text
+
+
+@jobsvc.task(name="test.tick")
+def tick(times: int, seconds: float) -> int:
+    for number in range(times):
+        print(f"tick {number}", flush=True)
+        time.sleep(seconds)
+    return times

@@ -96,7 +96,8 @@ class _ToTheManager:
 class ServedApp:
     """Use as a context manager, from one thread."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, token: str | None = None, **settings: Any) -> None:
+        self.token = token
         self.settings = Settings(**settings)
         self.store = MemoryObjectStore()
         self.app: FastAPI
@@ -141,7 +142,7 @@ class ServedApp:
             new_id=lambda: uuid_utils.uuid7().bytes,
             wall=time.time,
         )
-        self.app = build_app(gateway, self.settings, None, builtin_registry(False))
+        self.app = build_app(gateway, self.settings, self.token, builtin_registry(False))
 
     async def _stop(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]

@@ -1,0 +1,47 @@
+"""A service without Ray behind a real HTTP server, whose jobs do as their arguments say."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+
+from jobsvc import commands as c
+from jobsvc.jobs import BlobRef, ErrorInfo, Finished, Grant, JobOptions, NewJob, Outcome, id_text
+
+from ..unit.local_service import LocalService
+from ..unit.queue_world import job_id
+
+TRACEBACK = 'Traceback (most recent call last):\n  File "work.py", line 12, in step\n    boom()\n'
+BATCH = 10_000
+
+
+class PageService(LocalService):
+    """`jobsvc.echo` of a text that begins with `fail ` fails with what follows."""
+
+    async def _finish(self, grant: Grant, options: JobOptions) -> Finished:
+        payload = grant.payload
+        if not isinstance(payload, BlobRef) and options.content == "json":
+            args = msgspec.json.decode(payload)["args"]
+            if args and str(args[0]).startswith("fail "):
+                kind, _, message = str(args[0])[5:].partition(" ")
+                error = ErrorInfo(kind, message, f"{TRACEBACK}{kind}: {message}\n")
+                now = time.time()
+                log = f"logs/{id_text(grant.job_id)}/{grant.attempt}/000000"
+                await self.store.put_new(log, b"given: %b\n" % payload)
+                return Finished(grant.job_id, grant.attempt, Outcome.RAISED, now - 0.3, now, error=error)
+        return await super()._finish(grant, options)
+
+    def fill(self, count: int, queue: str = "bulk") -> None:
+        """So many queued jobs, handed to the leader without HTTP."""
+        for first in range(1, count + 1, BATCH):
+            self.run(self._fill(first, min(BATCH, count - first + 1), queue))
+
+    async def _fill(self, first: int, count: int, queue: str) -> None:
+        leader: Any = self._manager.leader
+        jobs = [NewJob(job_id(first + n), 0, b'{"args":[1],"kwargs":{}}') for n in range(count)]
+        [answer] = await leader.flight([c.Enqueue([JobOptions("jobsvc.echo", queue)], jobs)])
+        assert isinstance(answer, c.Accepted)
+        await asyncio.sleep(0)
