@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_cluster, cli_jobs, cli_node, cli_output, cli_service
+from . import cli_change, cli_cluster, cli_jobs, cli_node, cli_output, cli_service, cli_watch
 
 app = typer.Typer(
     name="jobsvc",
@@ -31,8 +31,10 @@ PANELS = {
         cli_jobs.result,
         cli_jobs.logs,
         cli_jobs.wait,
-        cli_jobs.cancel,
-        cli_jobs.retry,
+        cli_watch.watch,
+        cli_change.cancel,
+        cli_change.retry,
+        cli_change.failures,
         cli_jobs.pull,
         cli_jobs.completions,
     ),

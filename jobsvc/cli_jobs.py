@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from .cli_completion import task_names
 from .cli_output import (
     CHANGE_SECONDS,
+    BatchOption,
     IdArgument,
     IdsArgument,
     JsonOption,
+    QueueOption,
+    StateOption,
+    TaskOption,
     UrlOption,
     client,
     complain,
     errors_as_exit_codes,
     exit_code_of,
     exit_code_of_states,
-    for_each_id,
     print_json,
     print_rows,
     print_states,
@@ -29,7 +34,10 @@ from .cli_output import (
     say,
     shown_lines,
 )
-from .errors import InvalidRequest, Refused, WaitTimedOut
+from .errors import InvalidRequest, Refusal, Refused, WaitTimedOut
+
+if TYPE_CHECKING:
+    from .client import Client
 
 JOB_COLUMNS = ("id", "state", "task", "queue", "attempt", "created_at", "error")
 JOB_FIELDS = (
@@ -49,6 +57,7 @@ JOB_FIELDS = (
     "labels",
     "batch",
 )
+FAILED_NAMED = 10
 ATTEMPT_COLUMNS = ("number", "outcome", "worker", "started_at", "seconds", "error")
 TimeoutOption = Annotated[
     float | None, typer.Option(min=0, help="Seconds; without it, as long as it takes.", show_default=False)
@@ -89,7 +98,9 @@ def _content(file: Path) -> bytes:
 
 
 def enqueue(
-    task: Annotated[str, typer.Argument(help="Name of the task.", show_default=False)],
+    task: Annotated[
+        str, typer.Argument(help="Name of the task.", show_default=False, autocompletion=task_names)
+    ],
     args: Annotated[
         list[str] | None, typer.Argument(help="Arguments: JSON, or text.", show_default=False)
     ] = None,
@@ -137,10 +148,10 @@ def enqueue(
 
 
 def jobs(
-    state: Annotated[str | None, typer.Option(help="scheduled, queued, running, succeeded …")] = None,
-    queue: Annotated[str | None, typer.Option()] = None,
-    task: Annotated[str | None, typer.Option()] = None,
-    batch: Annotated[str | None, typer.Option()] = None,
+    state: StateOption = None,
+    queue: QueueOption = None,
+    task: TaskOption = None,
+    batch: BatchOption = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000)] = 50,
     json: JsonOption = False,
     url: UrlOption = None,
@@ -220,37 +231,53 @@ def logs(
 
 
 def wait(
-    ids: IdsArgument, timeout: TimeoutOption = None, json: JsonOption = False, url: UrlOption = None
+    ids: IdsArgument = None,
+    batch: BatchOption = None,
+    timeout: TimeoutOption = None,
+    json: JsonOption = False,
+    url: UrlOption = None,
 ) -> None:
-    """Wait until these jobs have ended; the exit code tells how."""
-    again = f"The jobs go on; `jobsvc wait {' '.join(ids)}` waits again."
-    with errors_as_exit_codes(again), client(url, CHANGE_SECONDS) as service:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        states: dict[str, str] = {}
-        codes: list[int] = []
-        for job_id in ids:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                states[job_id] = str(service.job(job_id).wait(left)["state"])
-            except (WaitTimedOut, Refused) as error:
-                complain(error)
-                codes.append(exit_code_of(error))
-        print_states(states, json)
-        code = exit_code_of_states(states.values()) or next(iter(codes), 0)
+    """Wait until these jobs have ended, or all of a batch; the exit code tells how."""
+    what = f"--batch {batch!r}" if batch else " ".join(ids or ())
+    with (
+        errors_as_exit_codes(f"The jobs go on; `jobsvc wait {what}` waits again."),
+        client(url, CHANGE_SECONDS) as service,
+    ):
+        if bool(ids) == bool(batch):
+            raise InvalidRequest("say job ids, or --batch", "ID")
+        code = _wait_for_batch(service, batch, timeout, json) if batch else _wait(service, ids, timeout, json)
         if code:
             raise typer.Exit(code)
 
 
-def cancel(ids: IdsArgument, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Cancel jobs. `running` means asked for, not yet confirmed."""
-    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as service:
-        for_each_id(ids, lambda job_id: service.job(job_id).cancel(), json)
+def _wait(service: Client, ids: Sequence[str] | None, timeout: float | None, json: bool) -> int:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    states: dict[str, str] = {}
+    codes: list[int] = []
+    for job_id in ids or ():
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            states[job_id] = str(service.job(job_id).wait(left)["state"])
+        except (WaitTimedOut, Refused) as error:
+            complain(error)
+            codes.append(exit_code_of(error))
+    print_states(states, json)
+    return exit_code_of_states(states.values()) or next(iter(codes), 0)
 
 
-def retry(ids: IdsArgument, json: JsonOption = False, url: UrlOption = None) -> None:
-    """Put failed or cancelled jobs back, with their attempts unspent."""
-    with errors_as_exit_codes(), client(url, CHANGE_SECONDS) as service:
-        for_each_id(ids, lambda job_id: service.job(job_id).retry(), json)
+def _wait_for_batch(service: Client, batch: str, timeout: float | None, json: bool) -> int:
+    """Counts by state are the data; failed jobs are named on stderr."""
+    found = service.batch(batch)
+    if not len(found):
+        raise Refused(Refusal("unknown_job", f"no job is in a batch named {batch!r}", "--batch"))
+    counts = found.progress(timeout)
+    print_json(counts) if json else print_rows(("state", "jobs"), counts.items())
+    failures = found.failures()
+    for failed in failures[:FAILED_NAMED]:
+        say(f"{failed.id} {failed.known_state} {shown_lines(failed.known_error)}".rstrip())
+    if len(failures) > FAILED_NAMED:
+        say(f"and {len(failures) - FAILED_NAMED} more")
+    return exit_code_of_states(counts)
 
 
 def pull(

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from . import cli_completion as offered
 from .errors import InvalidRequest, JobFailed, JobsvcError, Refused, Unavailable, WaitTimedOut
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from .client import Client
 
 EXIT_UNEXPECTED, EXIT_USAGE, EXIT_FAILED, EXIT_CANCELLED = 1, 2, 3, 4
@@ -35,8 +38,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout."
 UrlOption = Annotated[
     str | None, typer.Option("--url", envvar="JOBSVC_URL", help="Address of the service; several by commas.")
 ]
-IdsArgument = Annotated[list[str], typer.Argument(help="Job ids.", metavar="ID...", show_default=False)]
-IdArgument = Annotated[str, typer.Argument(help="Job id.", metavar="ID", show_default=False)]
+IdArgument = Annotated[
+    str, typer.Argument(help="Job id.", metavar="ID", show_default=False, autocompletion=offered.job_ids)
+]
+IdsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="Job ids.", metavar="ID...", show_default=False, autocompletion=offered.job_ids),
+]
+StateOption = Annotated[
+    str | None,
+    typer.Option(help="scheduled, queued, running, succeeded …", autocompletion=offered.state_names),
+]
+QueueOption = Annotated[str | None, typer.Option(autocompletion=offered.queue_names)]
+TaskOption = Annotated[str | None, typer.Option(autocompletion=offered.task_names)]
+BatchOption = Annotated[str | None, typer.Option(help="Name of a batch.")]
 
 _CONTROLS = (*range(32), 127, *range(128, 160))
 _ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {9: "\\t", 10: "\\n", 13: "\\r"}
@@ -151,13 +166,19 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
             sys.stdout.write("\t".join(_text(cell) for cell in row) + "\n")
         return
     from rich.console import Console
+
+    Console().print(rich_table(columns, rows))
+
+
+def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*(column.upper().replace("_", " ") for column in columns), box=None, header_style="bold")
     for row in rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
-    Console().print(table)
+    return table
 
 
 def print_value(value: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .cli_completion import queue_names
 from .cli_output import (
     CHANGE_SECONDS,
     EXIT_NOT_FOUND,
@@ -45,7 +46,9 @@ ClusterOption = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="CLUSTER.yaml", help="All of this cluster on EC2.", show_default=False),
 ]
-QueueArgument = Annotated[str, typer.Argument(help="Name of the queue.", show_default=False)]
+QueueArgument = Annotated[
+    str, typer.Argument(help="Name of the queue.", show_default=False, autocompletion=queue_names)
+]
 
 
 def _settings(data: str | None, tasks: list[str] | None, **chosen: Any) -> Settings:

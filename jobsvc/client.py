@@ -35,6 +35,7 @@ from typing import Any
 import msgspec
 
 from . import client_tables as tables
+from .client_bulk import change_matching
 from .client_code import Code, goes_by_value, shown_name
 from .client_http import Addresses, Connection, checked_key, find_addresses
 from .client_jobs import FeedItem, Job, JobSet
@@ -69,6 +70,7 @@ LIST_PAGE = 500
 TASK_COLUMNS = ("name", "description", "queue", "max_attempts", "timeout_seconds")
 QUEUE_COLUMNS = ("name", "pool", "paused", "counts", "oldest_queued_age_seconds", "finished_per_second")
 WORKER_COLUMNS = ("name", "pool", "state", "current_job", "leases", "seen_seconds_ago")
+FAILURE_COLUMNS = ("count", "task", "type", "message", "place", "last_at", "latest_id")
 JSON_TYPE = {"Content-Type": "application/json"}
 LINES_TYPE = {"Content-Type": "application/x-ndjson"}
 BYTES_TYPE = {"Content-Type": "application/octet-stream"}
@@ -341,6 +343,18 @@ class Client:
 
     def resume(self, queue: str) -> dict[str, Any]:
         return self.pause(queue, False)
+
+    def cancel_matching(self, *, dry_run: bool = False, **where: str | None) -> dict[str, Any]:
+        """Cancel all jobs that match: state, queue, task, batch, failure. Returns `count`, and some `ids`."""
+        return change_matching(self, "cancel", where, dry_run=dry_run)
+
+    def retry_matching(self, *, dry_run: bool = False, **where: str | None) -> dict[str, Any]:
+        """Put back all failed or cancelled jobs that match; see `cancel_matching`."""
+        return change_matching(self, "retry", where, dry_run=dry_run)
+
+    def failures(self, limit: int = 50) -> list[dict[str, Any]]:
+        """Failed jobs, grouped by what went wrong, the largest group first."""
+        return tables.Rows(self.get("/v1/failures", limit=limit)["groups"], FAILURE_COLUMNS)
 
     def pull(self, count: int = 1) -> list[dict[str, str]]:
         """The old endpoint: finished hash jobs that nobody has pulled yet, latest first."""

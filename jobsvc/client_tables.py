@@ -185,4 +185,5 @@ def _new_bar() -> Any:
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # what is written to a pipe meanwhile is data, and goes there
     )
