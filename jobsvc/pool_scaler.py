@@ -85,6 +85,7 @@ class PoolScaler:
     async def _look(self) -> None:
         names = await self._fleet.names()
         self._notice_missing(names)
+        await self._end_lost(names)
         for pool, pool_settings in self._settings.pools.items():
             await self._level(pool, pool_settings, [name for name, its in names.items() if its == pool])
 
@@ -98,6 +99,17 @@ class PoolScaler:
         for name, looks in self._missing.items():
             if looks == MISSING_LOOKS:
                 leader.begin(leader.lose_worker(name), f"loss of {name}")
+
+    async def _end_lost(self, names: dict[str, str]) -> None:
+        """What the leader has given up is not there, whatever the fleet says: its machine may be gone.
+
+        Ray may take a minute to see that. Until then a worker that is lost would pass for one that starts.
+        """
+        lost = self._leader.registry.lost
+        lost &= names.keys()
+        for name in sorted(lost):
+            await self._fleet.end(name)
+            names.pop(name)
 
     async def _level(self, pool: str, pool_settings: PoolSettings, names: list[str]) -> None:
         leader = self._leader

@@ -72,14 +72,17 @@ class WorkerRegistry:
 
     def __init__(self) -> None:
         self.workers: dict[str, KnownWorker] = {}
+        self.lost: set[str] = set()  # given up: their processes, if there are any, are to end
 
     def known(self, name: str, pool: str, now: float) -> KnownWorker:
         worker = self.workers.get(name)
         if worker is None:
+            self.lost.discard(name)
             worker = self.workers[name] = KnownWorker(name, pool, now)
         return worker
 
     def forget(self, name: str) -> None:
+        self.lost.add(name)
         worker = self.workers.pop(name, None)
         if worker is not None:
             worker.wake()

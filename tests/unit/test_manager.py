@@ -690,3 +690,21 @@ def test_where_machines_are_refused_workers_wait_for_other_types() -> None:
         assert len(fleet.ended) == 3
 
     run(story, pools={"default": PoolSettings(max_workers=5)})
+
+
+def test_a_worker_that_was_given_up_is_replaced_though_its_process_is_still_listed() -> None:
+    async def story(pair: Pair) -> None:
+        # given a worker that holds a job when its machine is gone, and a fleet that does not see that
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, 1)
+        await until(lambda: len(pair.fleet.there) == 1)
+        [gone] = pair.fleet.there
+        assert (await pair.report(a, gone, can_take=1)).grants
+        # then it is ended and another one is started when its lease has passed
+        began = asyncio.get_running_loop().time()
+        await until(lambda: len(pair.fleet.started) == 2)
+        assert asyncio.get_running_loop().time() - began < 35.0
+        assert pair.fleet.ended == [gone]
+        assert gone not in pair.fleet.there
+
+    run(story, pools={"default": PoolSettings(max_workers=5)})
