@@ -25,7 +25,7 @@ import uuid_utils
 from ray.exceptions import ActorDiedError, RayError
 from ray.util import list_named_actors
 
-from .actor_titles import keep_title
+from .actor_titles import keep_title, set_title
 from .autoscaler_view import AutoscalerView
 from .commands import ManagerStatus
 from .errors import DataMissing, Fatal, StoreUnfit, Unavailable
@@ -34,6 +34,7 @@ from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
 from .manager import Manager
 from .metrics import RayMetrics
+from .ray_links import page_link
 from .s3_store import open_store
 from .scaling import Machines
 from .settings import PoolSettings, decode_settings
@@ -257,6 +258,8 @@ class ManagerActor:
             pid=os.getpid(),
             actor=ray.get_runtime_context().get_actor_id() or "",
         )
+        page = page_link(settings.host, settings.port)
+        _log.info("this manager begins; what the service does is shown at %s", page)
         self._tasks = [
             asyncio.ensure_future(each)
             for each in (
@@ -264,12 +267,15 @@ class ManagerActor:
                 self._peer.watch(self._peer_died),
                 self._keep_gc(),
                 self._feed_metrics(),
-                keep_title(lambda: f"{name} {self._manager.role}"),
+                keep_title(self, self._title),
             )
         ]
 
     def __repr__(self) -> str:
         return self._name
+
+    def _title(self) -> str:
+        return f"{self._name} {self._manager.role}"
 
     def _worker_died(self, name: str) -> None:
         self._manager.worker_gone(name)
@@ -313,9 +319,11 @@ class ManagerActor:
         return await self._manager.handle_flight(data)
 
     async def report_and_ask(self, data: bytes) -> bytes:
+        set_title(self, self._title())  # this call may last, and Ray shows its name
         return await self._manager.report_and_ask(data)
 
     async def wait_feed(self, after: int, wait_seconds: float) -> bytes:
+        set_title(self, self._title())
         return await self._manager.wait_feed(after, wait_seconds)
 
     async def follow(self, records: list[bytes]) -> int:

@@ -26,10 +26,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import ray
 import uuid_utils
 from ray import serve
+from ray._private import services as ray_services
 from ray._private import worker as ray_worker
+from ray.job_config import JobConfig
 
 from .gateway import Gateway
 from .grafana_dashboard import put_beside_rays
@@ -38,8 +41,9 @@ from .leader_links import RayManagers
 from .logs import log_as_json
 from .manager_actor import remove_actors, start_managers
 from .metrics import feed_replica
+from .ray_links import page_link
 from .s3_store import open_store
-from .settings import Settings, decode_settings
+from .settings import Settings, decode_settings, encode_settings
 from .tasks import load_tasks
 
 if TYPE_CHECKING:
@@ -96,8 +100,8 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
 
 
 def ray_dashboard_url() -> str | None:
-    """Where Ray says that its dashboard is; None if it has none."""
-    address: str | None = ray._private.worker.get_dashboard_url()  # type: ignore[no-untyped-call]
+    """Where Ray says that its dashboard is; None if it has none. A replica's own node says its default."""
+    address: str | None = ray_services.get_webui_url_from_internal_kv()  # type: ignore[no-untyped-call]
     return f"http://{address}" if address else None
 
 
@@ -107,7 +111,8 @@ class _Replica:
 
 def deploy(settings_text: str, port: int, token_file: str | None, replicas: int) -> None:
     """Managers, then Serve. Idempotent; returns when the application is running."""
-    settings = decode_settings(settings_text)
+    settings = msgspec.structs.replace(decode_settings(settings_text), port=port)
+    settings_text = encode_settings(settings)
     start_managers(settings_text)
     where = "EveryNode" if settings.spread else "HeadOnly"  # every node with a replica, that is
     serve.start(proxy_location=where, http_options={"host": settings.host, "port": port})
@@ -138,6 +143,16 @@ def replica_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
+def driver_metadata(settings_text: str, port: int) -> dict[str, str]:
+    """What Ray's dashboard shows of the one Ray job that there is: every actor leads to it, and it to us."""
+    settings = decode_settings(settings_text)
+    return {
+        "service": settings.service,
+        "page": page_link(settings.host, port),
+        "about": "put managers and HTTP into Ray, and ended; jobs of the service are on its page",
+    }
+
+
 def show_in_grafana() -> None:
     """Whoever runs Grafana with Ray's configuration finds the service's dashboard there."""
     node = ray_worker.global_worker.node
@@ -161,8 +176,15 @@ def main() -> None:
     parser.add_argument("--remove", metavar="SERVICE")
     options = parser.parse_args()
     settings_text = "" if options.remove else sys.stdin.read()
+    shown = JobConfig(metadata={} if options.remove else driver_metadata(settings_text, options.port))
     namespace = options.remove or decode_settings(settings_text).service
-    ray.init(address=options.address, namespace=namespace, log_to_driver=False, configure_logging=False)
+    ray.init(
+        address=options.address,
+        namespace=namespace,
+        job_config=shown,
+        log_to_driver=False,
+        configure_logging=False,
+    )
     if options.remove:
         remove(options.remove)
     else:

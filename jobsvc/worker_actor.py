@@ -22,6 +22,7 @@ from .drain_notice import node_dir, when_drained
 from .job_runner import ProcessRunner
 from .leader_links import RayLeaderLink
 from .logs import log_as_json
+from .ray_links import page_link
 from .s3_store import open_store
 from .settings import decode_settings
 from .worker import Worker
@@ -50,9 +51,11 @@ class WorkerActor:
             wall=time.time,
             random=random.Random(),
         )
+        page = page_link(settings.host, settings.port)
+        _log.info("this worker begins; what it runs is shown at %s#/workers", page)
         self._tasks = [
             asyncio.ensure_future(self._live()),
-            asyncio.ensure_future(keep_title(lambda: f"{name}: {self._worker.describe()}")),
+            asyncio.ensure_future(keep_title(self, lambda: f"{name}: {self._worker.describe()}")),
             asyncio.ensure_future(self._leave_in_time()),
         ]
 

@@ -35,10 +35,10 @@ LAYERS = {
     3: """tallies worker_registry throughput retirement orphans commit_loop leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker simulated_runner
           tasks flights feed_watch payload_packs gateway""",
-    4: """access logs metrics grafana_dashboard ray_links manager_status actor_titles builtin_tasks
+    4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
           process_tree job_output job_process job_child job_runner
           leader_links autoscaler_view manager_actor worker_actor
-          discovery ports ray_head serve_proxy service_processes
+          discovery ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_requests http_job_requests http_views
           http_jobs http_bulk http_live http_operations http_page http_service http_streams http_api
           client client_bulk client_code client_http client_jobs client_logs client_tables project_tasks
