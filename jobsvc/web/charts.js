@@ -1,7 +1,7 @@
 // Charts as SVG: a line for each series, over time. The numbers behind each are one click away, as a table.
 
 import { Component, h } from "./preact.mjs";
-import { clock, rate } from "./format.js";
+import { clock, count, rate } from "./format.js";
 
 const WIDTH = 640;
 const HEIGHT = 150;
@@ -121,7 +121,8 @@ export class Chart extends Component {
   drawing(title, times, series, step, format, marks, latest) {
     const first = times[0];
     const last = times[times.length - 1];
-    const highest = roundUp(Math.max(0, ...series.flatMap(({ values }) => values.map((value) => value ?? 0))));
+    const least = format === count ? 2 : 0; // half a job is no label
+    const highest = roundUp(Math.max(least, ...series.flatMap(({ values }) => values.map((value) => value ?? 0))));
     const x = (time) => LEFT + ((time - first) / Math.max(1, last - first)) * (WIDTH - LEFT - 6);
     const y = (value) => TOP + (1 - value / highest) * (HEIGHT - TOP - BOTTOM);
     const at = this.state.at;

@@ -1,6 +1,6 @@
 // The one line: does it work? Returns [tone, word, text]; the first rule that fits speaks.
 
-import { count, duration, secondsSince } from "./format.js";
+import { count, duration, rate, secondsSince } from "./format.js";
 
 const OLD_SECONDS = 300;
 const STUCK_SECONDS = 30;
@@ -32,6 +32,9 @@ export function verdict(summary) {
   if (counts.running || counts.queued) {
     const waits = counts.queued ? `, ${count(counts.queued)} wait, the oldest for ${duration(oldest)}` : ", nothing waits";
     return ["good", "Working", `${count(counts.running)} running${waits}.`];
+  }
+  if (summary.finished_per_second >= 1) {
+    return ["good", "Working", `${rate(summary.finished_per_second)} jobs end per second, nothing waits.`];
   }
   const crew = Object.values(workers ?? {}).reduce((sum, number) => sum + number, 0);
   const here = crew === 1 ? "1 worker is" : `${count(crew)} workers are`;

@@ -30,14 +30,15 @@ function Timeline({ job }) {
   const parts = job.attempts.map((attempt) => ({
     from: Date.parse(attempt.started_at),
     to: Date.parse(attempt.ended_at),
+    seconds: attempt.seconds,
     kind: attempt.outcome,
     text: `attempt ${attempt.number}: ${attempt.outcome} after ${duration(attempt.seconds)}`,
   }));
   if (job.running) {
     const from = Date.parse(job.running.leased_at);
-    parts.push({ from, to: end, kind: "running", text: `attempt ${job.running.number}: has its worker for ${duration((end - from) / 1000)}` });
+    parts.push({ from, to: end, seconds: (end - from) / 1000, kind: "running", text: `attempt ${job.running.number}: has its worker for ${duration((end - from) / 1000)}` });
   }
-  const ran = parts.reduce((sum, part) => sum + (part.to - part.from) / 1000, 0);
+  const ran = parts.reduce((sum, part) => sum + part.seconds, 0);
   return h(
     "figure",
     { class: "timeline" },
