@@ -24,9 +24,13 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: setup  ## a service on this machine, real work, its leader killed half way: nothing is lost
 	$(BIN)/jobsvc demo
 
-test: setup lint  ## everything that CI runs: unit, simulation, cluster, chaos
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -q && apt-get install -q -y chromium; } \
+		|| echo "no Chromium: the tests of the page are skipped"
+
+test: setup lint chromium  ## everything that CI runs: unit, simulation, cluster, chaos
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
-	$(BIN)/python -m pytest -q -x -m cluster tests/cluster tests/notebooks
+	$(BIN)/python -m pytest -q -x -m cluster tests/cluster tests/browser tests/notebooks
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
 	$(BIN)/python -m pytest -q -x tests/ec2
@@ -49,4 +53,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup demo test test-ec2 test-fast lint notebooks bench lock
+.PHONY: help setup chromium demo test test-ec2 test-fast lint notebooks bench lock

@@ -67,7 +67,7 @@ def error_of(job: Job) -> ErrorInfo:
     if not history:
         return ErrorInfo("unknown", "")
     last = history[-1]
-    return last.error if last.error is not None else ErrorInfo(last.outcome.value, _TELLS.get(last.outcome, ""))
+    return last.error or ErrorInfo(last.outcome.value, _TELLS.get(last.outcome, ""))
 
 
 def place_of(error: ErrorInfo) -> str:

@@ -38,6 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         {"task": "test.fail", "args": [BROKEN[n % 3 == 0]], "queue": "images", "labels": {"run": "42"}}
         for n in range(30)
     ]
+    failing += [{"task": "test.double", "args": [None], "max_attempts": 1, "queue": "mail"} for _ in range(7)]
     for job in client.enqueue_many(failing):
         job.wait(60)
     yield started
@@ -53,7 +54,7 @@ def test_the_overview_under_load_in_both_lights(look: Open, running: RunningServ
     running.whole_pair()
     client = running.client
     client.enqueue_many(
-        [{"task": "test.nap", "args": [n, 0.06], "queue": "thumbnails"} for n in range(2_000)]
+        [{"task": "test.nap", "args": [n, 0.06], "queue": "thumbnails"} for n in range(1_000)]
     )
     client.enqueue_many([{"task": "test.double", "args": [n], "delay_seconds": 3600} for n in range(40)])
     with Load(running, callers=2, batch=20, pace_seconds=0.2) as load:
