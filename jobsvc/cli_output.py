@@ -53,6 +53,7 @@ QueueOption = Annotated[str | None, typer.Option(autocompletion=offered.queue_na
 TaskOption = Annotated[str | None, typer.Option(autocompletion=offered.task_names)]
 BatchOption = Annotated[str | None, typer.Option(help="Name of a batch.")]
 
+ID_WIDTH = 36
 _CONTROLS = (*range(32), 127, *range(128, 160))
 _ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {9: "\\t", 10: "\\n", 13: "\\r"}
 _ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if code not in (9, 10)}
@@ -171,11 +172,16 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table for a terminal."""
+    """A table for a terminal. Where that is narrow, cells take more lines; an id stays in one piece."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*(column.upper().replace("_", " ") for column in columns), box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        is_id = column == "id" or column.endswith("_id")
+        table.add_column(
+            column.upper().replace("_", " "), overflow="fold", min_width=ID_WIDTH if is_id else None
+        )
     for row in rows:
         table.add_row(*(Text(_text(cell)) for cell in row))
     return table

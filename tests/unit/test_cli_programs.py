@@ -280,24 +280,32 @@ def test_watch_on_a_terminal_is_live_and_outlasts_a_pause(service: LocalService)
     assert screen.end() in (130, -2)
 
 
+def test_an_id_is_never_cut_on_a_narrow_terminal() -> None:
+    job_id = enqueued("jobsvc.echo", "1", "--queue", "a-queue-with-a-long-name", "--batch", "narrow")
+    screen = Screen(*command("jobs", "--batch", "narrow"), columns=80)
+    screen.wait_for(job_id)
+    assert "…" not in screen.text
+    screen.end()
+
+
 class Screen:
     """A command on a terminal of its own."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, columns: int = 220) -> None:
         self._fd, terminal = pty.openpty()
-        environment = {**os.environ, "COLUMNS": "220", "LINES": "50", "TERM": "xterm"}
+        environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm"}
         self._process = psutil.Popen(
             list(words), stdin=terminal, stdout=terminal, stderr=terminal, env=environment
         )
         os.close(terminal)
-        self._text = ""
+        self.text = ""
 
     def wait_for(self, *texts: str) -> None:
         deadline = time.monotonic() + 60
-        while not all(text in self._text for text in texts):
-            assert time.monotonic() < deadline, self._text
+        while not all(text in self.text for text in texts):
+            assert time.monotonic() < deadline, self.text
             if select.select([self._fd], [], [], 0.2)[0]:
-                self._text += os.read(self._fd, 65_536).decode(errors="replace")
+                self.text += os.read(self._fd, 65_536).decode(errors="replace")
 
     def end(self) -> int:
         self._process.send_signal(2)

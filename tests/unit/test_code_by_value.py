@@ -163,6 +163,24 @@ def test_code_of_two_pythons_in_one_batch_is_refused_whole(open_service: LocalSe
     assert open_service.jobs() == before
 
 
+def test_a_page_of_another_site_cannot_send_code(open_service: LocalService) -> None:
+    before = open_service.jobs()
+    body = msgspec.json.encode({"task": "__main__.f", "call": GOOD})
+    for header in ((b"origin", b"http://elsewhere.example"), (b"sec-fetch-site", b"cross-site")):
+        answer = open_service.ask("POST", "/v1/jobs", headers=(header,), body=body)
+        assert answer is not None and answer.status == 403
+    assert open_service.jobs() == before
+
+
+def test_a_large_call_is_stored_like_any_payload(client: Client, notebook: dict[str, Any]) -> None:
+    job = client.enqueue(notebook["length"], b"x" * 100_000)
+    assert job.result(SECONDS) == 100_000
+    # who asks for what it was given gets bytes to keep, which no browser would run
+    answer = client.request("GET", f"/v1/jobs/{job.id}/payload")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["content-disposition"] == "attachment" and len(answer.content) > 100_000
+
+
 def test_the_client_does_not_need_cloudpickle_until_then() -> None:
     import subprocess
 
