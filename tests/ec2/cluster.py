@@ -120,20 +120,18 @@ class Cluster:
         self.forget_addresses()
         return found
 
-    def machine_of(self, manager: dict[str, Any]) -> Instance:
-        """Where a manager runs."""
-        # Ray writes over the title at each call, and a manager puts it back once a second
-        title = f"jobsvc {manager['name']}"
-        command = f"ps -o args= -p {manager['pid']}"
+    def machine_of(self, process: dict[str, Any]) -> Instance:
+        """Where a manager or a worker runs: the machine whose raylet has its node's id."""
+        for machine in self.rig.instances():
+            said = self.rig.run_on(machine.id, "pgrep -a raylet", check=False, user="root")
+            if process["node"] in said:
+                return machine
+        raise AssertionError(f"{process['name']} runs on no machine")
 
-        def found() -> Instance | None:
-            for machine in (self.head, self.manager_node):
-                if title in self.rig.run_on(machine.id, command, check=False, user="root"):
-                    return machine
-            return None
-
-        machine: Instance = wait_until(found, f"{manager['name']} on some machine", 20)
-        return machine
+    def worker(self, name: str) -> dict[str, Any] | None:
+        """What the service says of a worker; None if it knows none of this name."""
+        found = [each for each in (self.status() or {})["workers"] if each["name"] == name]
+        return found[0] if found else None
 
     def wait_for_workers(self, count: int, seconds: float = 180.0) -> float:
         """Until so many machines work; returns how long that took."""
