@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from . import commands as c
 from .errors import Refusal
-from .jobs import Finished, Job, JobOptions, Outcome
+from .jobs import Finished, Job, JobOptions, Outcome, State
 
 OTHER = "other"
 QUEUES_MAX = 50
@@ -39,13 +39,22 @@ class Durations:
         return c.Spread(name, labels, list(self.bounds), list(self.counts), self.sum_seconds)
 
 
+class _Cell:
+    """One count."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.number = 0
+
+
 class Tallies:
-    """The counts of one leadership."""
+    """The counts of one leadership. Called for every job: what comes together is mostly alike."""
 
     def __init__(self) -> None:
-        self._pairs: dict[Pair, Pair] = {}
+        self._pairs: set[Pair] = set()
         self._plain: dict[str, float] = {}
-        self._by_pair: dict[tuple[str, Pair, str], int] = {}  # name, pair, outcome or ""
+        self._cells: dict[tuple[str, Pair, str], _Cell] = {}  # by name, pair, outcome or ""
+        self._latest: dict[str, tuple[JobOptions, State | Outcome | None, _Cell]] = {}  # by name
         self._by_reason: dict[tuple[str, str], int] = {}
         self._queue_wait: dict[str, Durations] = {}
         self._attempt_duration: dict[Pair, Durations] = {}
@@ -89,9 +98,9 @@ class Tallies:
         self.count("stale_results", len(refused))
         for each in finished:
             job = jobs.get(each.job_id)
-            if job is None or (each.job_id, each.attempt) in refused:
+            if job is None or (refused and (each.job_id, each.attempt) in refused):
                 continue
-            pair = self._add("attempts_finished", job.options, each.outcome.value)
+            pair = self._add("attempts_finished", job.options, each.outcome)
             if each.outcome is Outcome.RELEASED:
                 continue  # it did not run
             durations = self._attempt_duration.get(pair)
@@ -101,19 +110,32 @@ class Tallies:
 
     def job_finished(self, job: Job) -> None:
         """A job came to its end."""
-        self._add("jobs_finished", job.options, job.state.value)
+        self._add("jobs_finished", job.options, job.state)
 
-    def _add(self, name: str, options: JobOptions, outcome: str = "", number: int = 1) -> Pair:
+    def _add(
+        self, name: str, options: JobOptions, outcome: State | Outcome | None = None, number: int = 1
+    ) -> Pair:
+        latest = self._latest.get(name)
+        if latest is not None and latest[0] is options and latest[1] is outcome:
+            cell = latest[2]
+        else:
+            cell = self._cell(name, options, "" if outcome is None else outcome.value)
+            self._latest[name] = (options, outcome, cell)
+        cell.number += number
+        return cell.pair
+
+    def _cell(self, name: str, options: JobOptions, outcome: str) -> _Cell:
         pair = (options.queue, options.task)
-        known = self._pairs.get(pair)
-        if known is None:
+        if pair not in self._pairs:
             if len(self._pairs) < PAIRS_MAX:
-                known = self._pairs[pair] = pair
+                self._pairs.add(pair)
             else:
-                known = (OTHER, OTHER)
-        key = (name, known, outcome)
-        self._by_pair[key] = self._by_pair.get(key, 0) + number
-        return known
+                pair = (OTHER, OTHER)
+        key = (name, pair, outcome)
+        cell = self._cells.get(key)
+        if cell is None:
+            cell = self._cells[key] = _Cell(pair)
+        return cell
 
     # --- what managers tell ---
 
@@ -121,9 +143,9 @@ class Tallies:
         found = [c.Count(name, {}, value) for name, value in self._plain.items()]
         for (name, reason), value in self._by_reason.items():
             found.append(c.Count(name, {"reason": reason}, value))
-        for (name, (queue, task), outcome), number in self._by_pair.items():
+        for (name, (queue, task), outcome), cell in self._cells.items():
             labels = {"queue": queue, "task": task}
-            found.append(c.Count(name, {**labels, "outcome": outcome} if outcome else labels, number))
+            found.append(c.Count(name, {**labels, "outcome": outcome} if outcome else labels, cell.number))
         return found
 
     def spreads(self) -> list[c.Spread]:

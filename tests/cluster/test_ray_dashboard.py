@@ -195,11 +195,7 @@ def test_a_picture_of_the_actors(
         page.get_by_text("#/workers").first.wait_for(timeout=PAGE_MS)  # its log leads back
         page.screenshot(path=picture.with_name("ray-dashboard-actor.png"))
         browser.close()
-    keep(picture)
-
-
-def keep(picture: Path) -> None:
-    """Into the documentation, where that is asked for: a test must not change what it tests."""
-    if os.environ.get("JOBSVC_PICTURES"):
+    if os.environ.get("JOBSVC_PICTURES"):  # only where asked for: a test must not change what it tests
         DOCS_PICTURES.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, DOCS_PICTURES / picture.name)
+        for path in (picture, picture.with_name("ray-dashboard-cluster.png")):
+            shutil.copy(path, DOCS_PICTURES / path.name)

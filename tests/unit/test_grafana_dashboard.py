@@ -62,3 +62,8 @@ def test_it_is_put_where_ray_keeps_its_own(tmp_path: Path) -> None:
 def test_a_ray_without_dashboards_is_left_alone(tmp_path: Path) -> None:
     assert put_beside_rays(tmp_path, 0.2) is None
     assert not list(tmp_path.iterdir())
+
+
+def test_the_documentation_names_every_metric() -> None:
+    written = (ROOT / "docs" / "monitoring.md").read_text()
+    assert {name for name in HELP if f"`{name}`" not in written} == set()
