@@ -158,11 +158,14 @@ def jobs(
 ) -> None:
     """Jobs, newest first."""
     with errors_as_exit_codes(), client(url) as service:
-        found = list(service.jobs(limit, state=state, queue=queue, task=task, batch=batch))
+        found = list(service.jobs(limit + 1, state=state, queue=queue, task=task, batch=batch))
+        shown = found[:limit]
         if json:
-            print_json(found)
+            print_json(shown)
         else:
-            print_rows(JOB_COLUMNS, ([_error_line(job, column) for column in JOB_COLUMNS] for job in found))
+            print_rows(JOB_COLUMNS, ([_error_line(job, column) for column in JOB_COLUMNS] for job in shown))
+        if len(found) > limit:
+            say(f"the newest {limit:,}; --limit shows more")
 
 
 def _error_line(document: dict[str, Any], column: str) -> Any:

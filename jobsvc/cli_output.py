@@ -11,6 +11,7 @@ Exit codes:
 
 from __future__ import annotations
 
+import datetime
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,17 @@ TaskOption = Annotated[str | None, typer.Option(autocompletion=offered.task_name
 BatchOption = Annotated[str | None, typer.Option(help="Name of a batch.")]
 
 ID_WIDTH = 36
+STATE_STYLES = {
+    "running": "cyan",
+    "succeeded": "green",
+    "failed": "red",
+    "raised": "red",
+    "timed_out": "red",
+    "crashed": "red",
+    "lost": "yellow",
+    "cancelled": "dim",
+    "scheduled": "dim",
+}
 _CONTROLS = (*range(32), 127, *range(128, 160))
 _ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {9: "\\t", 10: "\\n", 13: "\\r"}
 _ESCAPES_BUT_LINES = {code: text for code, text in _ESCAPES.items() if code not in (9, 10)}
@@ -182,9 +194,24 @@ def rich_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
         table.add_column(
             column.upper().replace("_", " "), overflow="fold", min_width=ID_WIDTH if is_id else None
         )
+    now = datetime.datetime.now(datetime.UTC)
     for row in rows:
-        table.add_row(*(Text(_text(cell)) for cell in row))
+        cells = []
+        for column, cell in zip(columns, row, strict=True):
+            text = _age(cell, now) if column.endswith("_at") and cell else _text(cell)
+            cells.append(Text(text, STATE_STYLES.get(text, "") if column in ("state", "outcome") else ""))
+        table.add_row(*cells)
     return table
+
+
+def _age(time_text: str, now: datetime.datetime) -> str:
+    """`12 min ago`, for people; programs and pipes get the time itself."""
+    seconds = (now - datetime.datetime.fromisoformat(time_text)).total_seconds()
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        if abs(seconds) >= length or unit == "s":
+            text = f"{abs(seconds) / length:.0f} {unit}"
+            return f"{text} ago" if seconds >= 0 else f"in {text}"
+    raise AssertionError("not reached")
 
 
 def print_value(value: Any) -> None:

@@ -1,8 +1,8 @@
 """The code blocks of the pages in docs/, and how a reader would run them.
 
 Every block is run in the page's order, but for those under `<!-- not run: why -->`. A Python block that
-begins with a comment that is a file's name is that file. The Python of a page is one session, as in a notebook; a
-comment tells what a line gives: `1 + 1  # → 2`. A shell block is run by bash, and must succeed.
+begins with a comment that is a file's name is that file. The Python of a page is one session, as in a
+notebook; a comment tells what a line gives: `1 + 1 # → 2`. A shell block is run by bash, and must succeed.
 """
 
 from __future__ import annotations

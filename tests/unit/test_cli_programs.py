@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import io
 import os
 import pty
 import select
@@ -16,9 +18,11 @@ import msgspec
 import psutil
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from jobsvc.cli import app
+from jobsvc.cli_output import rich_table
 from jobsvc.client import Client
 from jobsvc.demo import DemoReport
 from jobsvc.discovery import ServiceInfo
@@ -280,6 +284,28 @@ def test_watch_on_a_terminal_is_live_and_outlasts_a_pause(service: LocalService)
     assert screen.end() in (130, -2)
 
 
+def test_a_terminal_shows_states_in_colour_and_ages_for_times() -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    ages = {-30: "in 30 s", 0: "0 s ago", 90: "2 min ago", 7_200: "2 h ago", 200_000: "2 d ago"}
+    rows = [["failed", (now - datetime.timedelta(seconds=each)).isoformat()] for each in ages]
+    for colour, environ in ((True, {}), (False, {"NO_COLOR": "1"})):
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=True, color_system="standard", width=80, _environ=environ)
+        console.print(rich_table(["state", "created_at"], rows))
+        for text in ages.values():
+            assert text in out.getvalue()
+        assert ("\x1b[31mfailed" in out.getvalue()) is colour
+
+
+def test_a_list_that_is_cut_says_so(service: LocalService) -> None:
+    for _ in range(3):
+        enqueued("jobsvc.echo", "1", "--batch", "three")
+    cut = jobsvc("jobs", "--batch", "three", "--limit", "2", "--json")
+    assert len(msgspec.json.decode(cut.stdout)) == 2 and "the newest 2;" in cut.stderr
+    whole = jobsvc("jobs", "--batch", "three", "--limit", "3", "--json")
+    assert len(msgspec.json.decode(whole.stdout)) == 3 and whole.stderr == ""
+
+
 def test_an_id_is_never_cut_on_a_narrow_terminal() -> None:
     job_id = enqueued("jobsvc.echo", "1", "--queue", "a-queue-with-a-long-name", "--batch", "narrow")
     screen = Screen(*command("jobs", "--batch", "narrow"), columns=80)
@@ -293,7 +319,7 @@ class Screen:
 
     def __init__(self, *words: str, columns: int = 220) -> None:
         self._fd, terminal = pty.openpty()
-        environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm"}
+        environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm", "NO_COLOR": "1"}
         self._process = psutil.Popen(
             list(words), stdin=terminal, stdout=terminal, stderr=terminal, env=environment
         )
