@@ -131,7 +131,10 @@ class Pulled(msgspec.Struct, array_like=True, tag="pulled"):
 
 
 class GetJobs(msgspec.Struct, array_like=True, tag="get_jobs"):
+    """`place`: say also how many jobs are ahead of those that wait."""
+
     ids: list[bytes]
+    place: bool = False
 
 
 class GetPayload(msgspec.Struct, array_like=True, tag="get_payload"):

@@ -102,9 +102,9 @@ class Gateway:
         (reply,) = await self.ask(request)
         return expect(reply, kind)
 
-    async def job(self, job_id: bytes) -> c.JobView:
-        """One job. Raises Refused if there is none."""
-        found = await self.get(c.GetJobs([job_id]), c.Found)
+    async def job(self, job_id: bytes, *, place: bool = False) -> c.JobView:
+        """One job; with its place in the queue if that is asked for. Raises Refused if there is none."""
+        found = await self.get(c.GetJobs([job_id], place), c.Found)
         return expect(found.items[0], c.JobView)
 
     async def statuses(self) -> list[c.ManagerStatus]:
@@ -120,7 +120,7 @@ class Gateway:
     async def wait_for_job(self, job_id: bytes, seconds: float) -> c.JobView:
         """The job when it has ended, or as it is after `seconds`. Raises Refused."""
         if seconds <= 0:
-            return await self.job(job_id)
+            return await self.job(job_id, place=True)
         if self._waiters >= WAITERS_MAX:
             raise Refused(Refusal("overloaded", "too many callers wait", None, RETRY_AFTER_SECONDS))
         loop = asyncio.get_running_loop()

@@ -61,7 +61,15 @@ def get_jobs(state: QueueState, query: c.GetJobs) -> c.Found:
     items: list[c.JobView | Refusal] = []
     for job_id in query.ids:
         job = state.jobs.get(job_id)
-        items.append(missing(state, job_id) if job is None else job_view(state, job))
+        if job is None:
+            items.append(missing(state, job_id))
+            continue
+        view = job_view(state, job)
+        if query.place and job.state is State.QUEUED:
+            ahead = state.lanes[job.options.queue, job.options.pool].ahead(job)
+            if ahead:
+                view.waiting = f"{view.waiting}, behind about {ahead:,} other{'s' * (ahead > 1)}"
+        items.append(view)
     return c.Found(items)
 
 

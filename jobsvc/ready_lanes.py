@@ -13,6 +13,7 @@ revive; both name the same job, and the second is dead as soon as the first is u
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -30,6 +31,13 @@ class _Line:
     def __init__(self) -> None:
         self.fresh: deque[Job] = deque()
         self.returned: list[tuple[int, int, Job]] = []  # heap; the counter keeps jobs from being compared
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.returned)
+
+    def before(self, seq: int) -> int:
+        """How many entries are older than this."""
+        return bisect_left(self.fresh, seq, key=_seq) + sum(entry[0] < seq for entry in self.returned)
 
     def drop_dead_heads(self) -> None:
         fresh, returned = self.fresh, self.returned
@@ -118,6 +126,12 @@ class Lane:
         """The live job that was accepted first, of any priority."""
         firsts = [job for line in self.lines.values() if (job := line.first()) is not None]
         return min(firsts, key=_seq, default=None)
+
+    def ahead(self, job: Job) -> int:
+        """About how many jobs run before this one: those that were cancelled in the middle count too."""
+        priority = job.options.priority
+        count = sum(len(line) for other, line in self.lines.items() if other > priority)
+        return count + self.lines[priority].before(job.seq) if priority in self.lines else count
 
     def heads(self, count: int) -> list[Job]:
         """Up to `count` jobs in the order in which they should run."""

@@ -34,6 +34,22 @@ class PageService(LocalService):
                 return Finished(grant.job_id, grant.attempt, Outcome.RAISED, now - 0.3, now, error=error)
         return await super()._finish(grant, options)
 
+    def watch_blocks(self) -> None:
+        """From now on `longest_block_seconds` is the longest time that the loop did not let others in.
+
+        Processor time: on a busy machine the clock would tell of the neighbours."""
+        self.longest_block_seconds = 0.0
+        self.run(self._begin_watch())
+
+    async def _begin_watch(self) -> None:
+        self._watch = asyncio.create_task(self._watch_blocks())
+
+    async def _watch_blocks(self) -> None:
+        while True:
+            began = time.thread_time()
+            await asyncio.sleep(0)
+            self.longest_block_seconds = max(self.longest_block_seconds, time.thread_time() - began)
+
     def fill(self, count: int, queue: str = "bulk") -> None:
         """So many queued jobs, handed to the leader without HTTP."""
         for first in range(1, count + 1, BATCH):

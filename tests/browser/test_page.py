@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 
 from jobsvc.client import Client
+from jobsvc.manager_actor import GC_THRESHOLDS
 
 from .conftest import Open, axe_violations
 from .page_service import PageService
+from .wire import Wire
 
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 VIEWS = ["#/", "#/jobs", "#/failures", "#/queues", "#/workers", "#/system"]
@@ -311,24 +314,61 @@ def test_a_token_is_asked_for_where_one_is_needed(look: Open) -> None:
         expect_text(page, ".state", "live")
 
 
-def test_a_million_jobs_are_no_burden(look: Open) -> None:
-    """First paint and the list within a second, and the leader is not held up by counting them."""
-    with PageService() as full:
-        full.rest()
-        full.fill(MILLION)
-        warm = look(full.url, "#/jobs")
-        warm.locator("tr[data-row]").first.wait_for()
-        page = warm.context.new_page()
-        began = time.monotonic()
-        page.goto(f"{full.url}/#/jobs")
-        page.locator("tr[data-row]").nth(49).wait_for()
-        seconds = time.monotonic() - began
-        paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
-        print(f"first paint {paint:.0f} ms, list {seconds * 1000:.0f} ms")
-        assert paint < 1_000
-        assert seconds < 1.0
-        expect_text(page, ".over", "of 1,000,000 held")
-        page.goto(f"{full.url}/#/jobs?queue=bulk&task=jobsvc.echo")
-        page.get_by_role("button", name=re.compile("Cancel all that match")).click()
-        expect_text(page, "dialog .big", "1,000,000 jobs")
+def test_without_a_network_the_page_says_how_old_it_is_and_comes_back(
+    look: Open, service: PageService, client: Client
+) -> None:
+    client.enqueue("jobsvc.echo", 1, queue="seen").wait(20)
+    with Wire(service.url) as wire:
+        page = look(wire.url, "#/queues")
+        button = page.get_by_role("button", name="Pause seen")
+        button.wait_for()
+        wire.cut()
+        expect_text(page, ".banner", r"Disconnected since .* old\)\. Trying again")
+        assert button.is_disabled()
+        wire.mend()
+        page.locator(".banner").wait_for(state="detached")
+        expect_text(page, ".state", "live")
+        assert button.is_enabled()
         page.close()
+
+
+@pytest.fixture
+def full() -> Iterator[PageService]:
+    """A million jobs, and a garbage collector as managers have it."""
+    usual = gc.get_threshold()
+    with PageService() as started:
+        started.rest()
+        started.fill(MILLION)
+        gc.set_threshold(*GC_THRESHOLDS)
+        gc.freeze()
+        yield started
+    gc.unfreeze()
+    gc.set_threshold(*usual)
+
+
+def test_a_million_jobs_are_no_burden(look: Open, full: PageService) -> None:
+    """First paint and the list within a second; counting and cancelling them never holds up the leader."""
+    warm = look(full.url, "#/jobs")
+    warm.locator("tr[data-row]").first.wait_for()
+    page = warm.context.new_page()
+    began = time.monotonic()
+    page.goto(f"{full.url}/#/jobs")
+    page.locator("tr[data-row]").nth(49).wait_for()
+    seconds = time.monotonic() - began
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    print(f"first paint {paint:.0f} ms, list {seconds * 1000:.0f} ms")
+    assert paint < 1_000
+    assert seconds < 1.0
+    expect_text(page, ".over", "of 1,000,000 held")
+    page.goto(f"{full.url}/#/jobs?queue=bulk&task=jobsvc.echo")
+    page.get_by_role("button", name=re.compile("Cancel all that match")).click()
+    expect_text(page, "dialog .big", "1,000,000 jobs")
+    full.watch_blocks()
+    page.get_by_label(re.compile("Type 1000000")).fill("1,000,000")
+    page.get_by_role("button", name="Cancel 1,000,000 jobs").click()
+    expect_text(page, "dialog", r"[1-9][\d,]* of 1,000,000")
+    page.locator(".toasts", has_text="1,000,000 jobs cancelled").wait_for(timeout=120_000)
+    print(f"longest block {full.longest_block_seconds * 1000:.0f} ms")
+    assert full.longest_block_seconds < 0.1, "the promise is 50 ms; this loop serves HTTP too"
+    expect_text(page, ".rail li", r"cancelled *1,000,000")
+    page.close()

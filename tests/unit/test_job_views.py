@@ -57,6 +57,30 @@ def test_a_retry_that_waits_says_so() -> None:
     assert job_views.job_view(world.state, world.job(job)).waiting == "for its next attempt"
 
 
+def test_a_waiting_job_tells_its_place_if_asked() -> None:
+    world = World()
+    ids = world.enqueue(1_500)
+    [urgent] = world.enqueue(priority=5)
+    world.lease("w1", 1)
+    world.do(c.Cancel([ids[3]]))
+
+    def place(job: bytes) -> str | None:
+        [view] = job_views.get_jobs(world.state, c.GetJobs([job], place=True)).items
+        assert isinstance(view, c.JobView)
+        return view.waiting
+
+    assert world.is_in(urgent) is State.RUNNING
+    assert place(ids[0]) == "for a worker of pool default"
+    assert place(ids[-1]) == "for a worker of pool default, behind about 1,499 others"
+    [held] = world.lease("w2", 1)
+    world.report(held, Outcome.RELEASED, "w2")
+    assert place(held) == "for a worker of pool default"
+    assert place(ids[1]) == "for a worker of pool default, behind about 1 other"
+    [later] = world.enqueue(priority=5)
+    assert place(later) == "for a worker of pool default"
+    assert place(ids[0]) == "for a worker of pool default, behind about 1 other"
+
+
 def test_unknown_and_retired_jobs_are_told_apart() -> None:
     world = World(retained_jobs_max=0)
     [job] = world.enqueue()
