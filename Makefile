@@ -24,13 +24,16 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: setup  ## a service on this machine, real work, its leader killed half way: nothing is lost
 	$(BIN)/jobsvc demo
 
-chromium:
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -q && apt-get install -q -y chromium; } \
-		|| echo "no Chromium: the tests of the page are skipped"
+# Debian packages that tests use; without them, and where they cannot be installed, those tests are skipped.
+packages:
+	@for package in chromium prometheus; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && apt-get update -q && \
+		apt-get install -q -y --no-install-recommends $$missing; } || echo "without$$missing: tests are skipped"
 
-test: setup lint chromium  ## everything that CI runs: unit, simulation, cluster, chaos
+test: setup lint packages  ## everything that CI runs: unit, simulation, cluster, chaos, page, notebooks, EC2
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
 	$(BIN)/python -m pytest -q -x -m cluster tests/cluster tests/browser tests/notebooks
+	$(BIN)/python -m pytest -q -x tests/ec2
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
 	$(BIN)/python -m pytest -q -x tests/ec2
@@ -53,4 +56,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup chromium demo test test-ec2 test-fast lint notebooks bench lock
+.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench lock
