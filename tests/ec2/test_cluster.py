@@ -106,6 +106,7 @@ def test_a_spot_notice_drains_its_machine(rig: Rig, cluster: Cluster) -> None:
         figures.measured["worker gone after"] = time.monotonic() - began
         load.wait_for(4, 120)
     # then the long job ended where it was, or was given back; it was charged nothing
+    nap = cluster.client.job(nap.id)
     assert nap.result(timeout=240) == 2
     document = nap.refresh()
     assert (document["failures"], document["crashes"]) == (0, 0)
