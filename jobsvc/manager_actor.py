@@ -33,7 +33,7 @@ from .jobs import encode
 from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
 from .manager import Manager
-from .metrics import RayMetrics
+from .metrics import feed_ray
 from .ray_links import page_link
 from .s3_store import open_store
 from .scaling import Machines
@@ -52,7 +52,6 @@ MACHINE_LABEL = "machine-type"  # of each type in the cluster file: its own name
 WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
 GC_FREEZE_EVERY_SECONDS = 60.0
-METRICS_SECONDS = 5.0
 
 _log = logging.getLogger("jobsvc.manager")
 _status = msgspec.msgpack.Decoder(ManagerStatus)
@@ -310,10 +309,7 @@ class ManagerActor:
 
     async def _feed_metrics(self) -> None:
         """Ray's own metrics tell the same as /metrics."""
-        metrics = RayMetrics()
-        while True:
-            await asyncio.sleep(METRICS_SECONDS)
-            metrics.update(*self._manager.figures(), time.time())
+        await feed_ray(lambda ray_metrics: ray_metrics.update(*self._manager.figures(), time.time()))
 
     async def handle_flight(self, data: bytes) -> bytes:
         return await self._manager.handle_flight(data)

@@ -14,6 +14,7 @@ their buckets as gauges under the names that a histogram's parts have: queries d
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
@@ -26,6 +27,8 @@ from prometheus_client.metrics_core import Metric
 from . import commands as c
 from .manager_status import lag_records, leader_of, percentile
 from .tallies import OTHER, QUEUES_MAX, Durations
+
+_log = logging.getLogger("jobsvc.metrics")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FEED_SECONDS = 5.0  # Ray forgets a gauge that was not set again for twice its own interval of 10 s
@@ -187,16 +190,17 @@ def own_samples(own: ReplicaFigures) -> Iterator[Sample]:
         yield Sample(f"jobsvc_{name}", replica, value)
     for name, value in own.counters.items():
         yield Sample(f"jobsvc_{name}_total", replica, value)
-    yield Sample("jobsvc_build_info", {"version": version(), "python": platform.python_version()}, 1)
+    versions = {"version": version(), "ray_version": version("ray"), "python": platform.python_version()}
+    yield Sample("jobsvc_build_info", versions, 1)
 
 
 def own_spreads(own: ReplicaFigures) -> list[c.Spread]:
     return [own.enqueue_commit_seconds.spread("enqueue_commit_seconds", {"replica": own.replica})]
 
 
-def version() -> str:
+def version(package: str = "jobsvc") -> str:
     try:
-        return metadata.version("jobsvc")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"  # run from a folder that is not installed
 
@@ -312,9 +316,12 @@ class RayMetrics:
         return series
 
 
-async def feed_replica(own: Callable[[], ReplicaFigures]) -> None:
-    """For ever: what this replica counts, to Ray."""
+async def feed_ray(update: Callable[[RayMetrics], None]) -> None:
+    """For ever. Whatever goes wrong with figures, they are only figures: it is logged, and tried again."""
     ray_metrics = RayMetrics()
     while True:
         await asyncio.sleep(FEED_SECONDS)
-        ray_metrics.update_replica(own())
+        try:
+            update(ray_metrics)
+        except Exception:
+            _log.exception("metrics could not be handed to Ray")

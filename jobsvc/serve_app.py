@@ -40,7 +40,7 @@ from .http_api import build_app
 from .leader_links import RayManagers
 from .logs import log_as_json
 from .manager_actor import remove_actors, start_managers
-from .metrics import feed_replica
+from .metrics import feed_ray
 from .ray_links import page_link
 from .s3_store import open_store
 from .settings import Settings, decode_settings, encode_settings
@@ -91,7 +91,8 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
 
     @asynccontextmanager
     async def feeding(_: FastAPI) -> AsyncIterator[None]:
-        feed = asyncio.create_task(feed_replica(app.state.own_figures))
+        own = app.state.own_figures
+        feed = asyncio.create_task(feed_ray(lambda ray_metrics: ray_metrics.update_replica(own())))
         yield
         feed.cancel()
 

@@ -187,6 +187,7 @@ def test_no_series_is_about_one_job(running: RunningService, prometheus: Prometh
     assert {name for name, _ in labels} <= {
         *("__name__", "job", "instance", "queue", "task", "state", "outcome", "reason", "pool", "manager"),
         *("operation", "quantile", "le", "route", "method", "status", "replica", "version", "python"),
+        "ray_version",
         # Ray's
         *("Component", "NodeAddress", "SessionName", "Version", "WorkerId"),
         *("otel_scope_name", "otel_scope_schema_url", "otel_scope_version"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from types import ModuleType
 from typing import Any
@@ -174,3 +175,23 @@ def test_every_metric_says_what_it_is() -> None:
     figures.observe("/v1/jobs", "POST", 413, "too_large", 0.1)
     found = [*samples([leader()], c.Queues([queue("q")], NOW), None, NOW), *metrics.own_samples(figures)]
     assert {each.name for each in found} <= set(metrics.HELP)
+
+
+def test_figures_that_cannot_be_told_are_tried_again(
+    fake_ray: dict[str, FakeSeries], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given a first round that goes wrong
+    monkeypatch.setattr(metrics, "FEED_SECONDS", 0.0)
+    rounds: list[RayMetrics] = []
+
+    def update(ray_metrics: RayMetrics) -> None:
+        rounds.append(ray_metrics)
+        if len(rounds) == 1:
+            raise ValueError("a label that Ray does not like")
+        raise asyncio.CancelledError  # the process ends
+
+    # then there is a second one, with the series of the first, and the log says why
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(metrics.feed_ray(update))
+    assert rounds[0] is rounds[1]
+    assert "a label that Ray does not like" in caplog.text
