@@ -6,9 +6,9 @@ are asked to leave, those on the node with the fewest workers first, so that who
 worker that the fleet does not know is lost, whoever started it; a worker that was asked to leave and does
 not is ended.
 
-Where the cloud refuses machines of a type, Ray's autoscaler goes on asking for that type. So workers that wait
-are started anew, to be placed anywhere but on the types that were refused lately. When no other type has their
-shape, the autoscaler says that they are impossible, and they may be placed anywhere again.
+Where the cloud refuses machines of a type, Ray's autoscaler goes on asking for that type. So workers that
+wait are started anew, to be placed anywhere but on the types that were refused lately. When no other type has
+their shape, the autoscaler says that they are impossible, and they may be placed anywhere again.
 """
 
 from __future__ import annotations
