@@ -36,8 +36,9 @@ EXPECTED = ("Failed to load resource",)
 Open = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
+    """Ended with each module: while it lives, this thread has a running event loop."""
     if shutil.which("chromium") is None:
         pytest.skip(f"needs {CHROMIUM}: apt-get install chromium")
     with playwright.sync_playwright() as started:
