@@ -34,11 +34,12 @@ from jobsvc.jobs import (
 )
 from jobsvc.manager import Manager
 from jobsvc.object_store import MemoryObjectStore
-from jobsvc.settings import Settings
+from jobsvc.settings import DEFAULT_POOL, PoolSettings, Settings
 from jobsvc.tasks import builtin_registry
 
 ANSWER_SECONDS = 30.0
 HOST = "127.0.0.1:8000"
+WORKER = "w"
 
 T = TypeVar("T")
 Headers = Sequence[tuple[bytes, bytes]]
@@ -56,7 +57,7 @@ class Answer(NamedTuple):
 
 
 class _Nobody:
-    """No other manager, and no machines."""
+    """No other manager, and no machines but the one where the test's own worker is."""
 
     name = "manager-b"
 
@@ -71,7 +72,7 @@ class _Nobody:
     async def end(self, name: str) -> None: ...
 
     async def names(self) -> dict[str, str]:
-        return {}
+        return {WORKER: DEFAULT_POOL}  # a worker that nobody lists would be lost, and its jobs with it
 
 
 class _ToTheManager:
@@ -98,7 +99,8 @@ class ServedApp:
 
     def __init__(self, token: str | None = None, **settings: Any) -> None:
         self.token = token
-        self.settings = Settings(**settings)
+        one_worker = {DEFAULT_POOL: PoolSettings(min_workers=1, max_workers=1)}  # it is never sent home
+        self.settings = Settings(**{"pools": one_worker, **settings})
         self.store = MemoryObjectStore()
         self.app: FastAPI
         self._loop = asyncio.new_event_loop()
@@ -228,7 +230,7 @@ class ServedApp:
         ended = 0
         finished: list[Finished] = []
         while True:
-            report = WorkerReport("w", "s", "default", "node", 7, finished=finished, can_take=100)
+            report = WorkerReport(WORKER, "s", "default", "node", 7, finished=finished, can_take=100)
             orders = _orders.decode(await self._manager.report_and_ask(encode(report)))
             finished = [await self._finish(grant, orders.options[grant.option]) for grant in orders.grants]
             ended += len(finished)
