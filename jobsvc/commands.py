@@ -404,6 +404,7 @@ class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     spreads: list[Spread] = []
     actor: str = ""  # its id in Ray
     pulse: Pulse | None = None
+    takeover_seconds: float | None = None  # leader: how long none was heard before it led
 
 
 Command = Enqueue | Cancel | Retry | ChangeMatching | PatchQueue | Pull

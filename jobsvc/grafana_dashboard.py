@@ -79,6 +79,12 @@ HEALTH = [
         [Target(f"max(ray_jobsvc_leader_epoch{{{SESSION}}})", "epoch")],
     ),
     Panel(
+        "The latest takeover",
+        "s",
+        "How long no leader was heard before this one led.",
+        [Target(f"max(ray_jobsvc_takeover_seconds{{{SESSION}}})", "seconds")],
+    ),
+    Panel(
         "Since the last commit",
         "s",
         "An idle leader writes a record every few seconds; beyond ten seconds the service is not ready.",

@@ -96,6 +96,7 @@ class Manager:
         self._news = asyncio.Event()
         self._heard_at = self._looked_at = 0.0
         self._suspect = False
+        self._takeover_seconds: float | None = None
         self._log_bytes = 0
         self._log_records = 0
         self._snapshot: asyncio.Task[None] | None = None
@@ -304,7 +305,9 @@ class Manager:
         )
         self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
         self.role = "leader"
-        _log.info("leads epoch %d, %d jobs", writer.epoch, len(self.state.jobs))
+        self._takeover_seconds = asyncio.get_running_loop().time() - self._heard_at
+        jobs, seconds = len(self.state.jobs), self._takeover_seconds
+        _log.info("leads epoch %d, %d jobs; no leader was heard for %.1f s", writer.epoch, jobs, seconds)
         self.leader.begin(self._scaler.run(), "scaler")
         try:
             await self.leader.run()
@@ -402,6 +405,7 @@ class Manager:
             status.commit_seconds = list(leader.commits.commit_seconds)
             status.counters = leader.tallies.counts()
             status.spreads = leader.tallies.spreads()
+            status.takeover_seconds = self._takeover_seconds
             status.problem = leader.healthy()
             status.healthy = status.problem is None
         return status

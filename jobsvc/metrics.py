@@ -51,6 +51,7 @@ HELP = {
     "jobsvc_workers_wanted": "Workers that a pool should have now.",
     "jobsvc_is_leader": "1 for the manager that leads.",
     "jobsvc_leader_epoch": "Epoch of the leadership that the manager knows.",
+    "jobsvc_takeover_seconds": "How long no leader was heard before this one led.",
     "jobsvc_applied_records": "Records that the manager has applied since the log began.",
     "jobsvc_standby_lag_entries": "Records that the standby is behind the leader.",
     "jobsvc_journal_last_commit_timestamp_seconds": "When the leader last made a record durable.",
@@ -135,6 +136,8 @@ def _leader_samples(leader: c.ManagerStatus, now: float) -> Iterator[Sample]:
     if leader.commit_age_seconds is not None:
         name = "jobsvc_journal_last_commit_timestamp_seconds"
         yield Sample(name, {}, now - leader.commit_age_seconds)
+    if leader.takeover_seconds is not None:
+        yield Sample("jobsvc_takeover_seconds", {}, leader.takeover_seconds)
     for share in (0.5, 0.99):
         seconds = percentile(leader.commit_seconds, share)
         if seconds is not None:

@@ -245,6 +245,7 @@ def test_a_dead_leader_is_replaced_at_once_and_knows_everything() -> None:
         b.suspect_leader()
         await until(lambda: b.role == "leader")
         assert asyncio.get_running_loop().time() - began < 0.2
+        assert 0.0 <= pair.status(b).takeover_seconds < 1.3  # the dead one showed life each second
         # then the worker re-attaches: what it holds stays its own, its completion counts once
         orders = await pair.report(b, holding=[(grant.job_id, 1)], busy=True)
         assert orders.drop == [] and orders.grants == []
@@ -278,6 +279,7 @@ def test_silence_alone_is_enough_to_take_over_and_the_old_leader_is_fenced() -> 
         answer = asyncio.create_task(pair.ask(a, enqueue_of([job_id(7)])))
         # when the standby has heard nothing for long enough, it leads
         await until(lambda: b.role == "leader", 20.0)
+        assert pair.status(b).takeover_seconds >= pair.settings.takeover_silence_seconds
         # and when the old one wakes, it ends, and answers nobody
         held.set()
         with pytest.raises((Fenced, Fatal)):

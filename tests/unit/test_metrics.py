@@ -40,7 +40,8 @@ def values(found: Any) -> dict[tuple[Any, ...], float]:
 
 def test_two_that_think_they_lead_count_as_one() -> None:
     slept = c.ManagerStatus("manager-b", "leader", 1, "node", 2, 5, 50, None, 60.0)
-    found = values(samples([slept, leader()], None, None, NOW))
+    found = values(samples([slept, leader(takeover_seconds=1.5)], None, None, NOW))
+    assert found["jobsvc_takeover_seconds",] == 1.5
     assert (found["jobsvc_is_leader", "manager-a"], found["jobsvc_is_leader", "manager-b"]) == (1, 0)
     assert found["jobsvc_journal_last_commit_timestamp_seconds",] == NOW - 0.5
 
