@@ -55,10 +55,10 @@ export function newKey() {
 const pause = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds));
 
 // A change, sent again under the same key until it is answered: a failover is a pause and not an error.
-export async function change(method, path, body) {
+export async function change(method, path, body, text) {
   const options = { method, headers: { "Idempotency-Key": newKey() } };
-  if (body !== undefined) {
-    options.body = JSON.stringify(body);
+  if (body !== undefined || text !== undefined) {
+    options.body = text ?? JSON.stringify(body);
     options.headers["Content-Type"] = "application/json";
   }
   const deadline = Date.now() + 60_000;

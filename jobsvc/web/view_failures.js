@@ -42,11 +42,12 @@ export function Failures() {
     h("h1", { tabIndex: -1 }, "Failures"),
     h(Live, { url: "v1/failures?limit=50" }, (failures) => {
       const shown = failures.groups.reduce((sum, group) => sum + group.count, 0);
+      const rest = shown < failures.jobs ? ` ${count(shown)} of them are in the ${count(failures.groups.length)} kinds below.` : "";
       if (!failures.groups.length) return h("p", { class: "empty" }, "No job is failed. Jobs that wait for another attempt are under “scheduled”.");
       return h(
         Fragment,
         null,
-        h("p", null, `${count(failures.jobs)} failed jobs of ${count(failures.groups_total)} kinds; ${count(shown)} of them in the ${count(failures.groups.length)} kinds below.`),
+        h("p", null, `${count(failures.jobs)} failed jobs of ${failures.groups_total === 1 ? "one kind" : `${count(failures.groups_total)} kinds`}, the largest first.${rest}`),
         failures.groups.map((group) => h(Group, { key: group.fingerprint, group })),
       );
     }),

@@ -20,6 +20,21 @@ async function act(job, action, reread) {
   reread();
 }
 
+// The same call as a new job. The arguments go back as the text they came as: numbers must not change on the way.
+async function runAgain(job) {
+  try {
+    const text = (await (await request(`v1/jobs/${job.id}/payload`)).text()).trim();
+    const names = ["task", "queue", "priority", "max_attempts", "max_crashes", "timeout_seconds", "backoff_base_seconds", "backoff_cap_seconds", "labels", "batch"];
+    const options = Object.fromEntries(names.map((name) => [name, job[name]]).filter(([, value]) => value !== null));
+    const body = `${JSON.stringify(options).slice(0, -1)},${text.slice(1)}`;
+    const created = await change("POST", "v1/jobs", undefined, body);
+    notify("It runs again as a new job.");
+    location.hash = `#/jobs/${created.id}`;
+  } catch (problem) {
+    notify(`Not done: ${problem.message}`);
+  }
+}
+
 // --- timeline ----------------------------------------------------------------------------------------
 
 function Timeline({ job }) {
@@ -322,6 +337,7 @@ export class JobPage extends Component {
           { class: "buttons" },
           ENDED.includes(job.state) ? null : h(ActionButton, { danger: true, disabled: job.cancel_requested, onClick: () => act(job, "cancel", reread) }, job.cancel_requested ? "Cancelling…" : "Cancel"),
           ["failed", "cancelled"].includes(job.state) ? h(ActionButton, { onClick: () => act(job, "retry", reread) }, "Retry") : null,
+          job.content === "json" ? h(ActionButton, { onClick: () => runAgain(job) }, "Run again as new") : null,
           h(Copy, { text: job.id, label: "Copy id" }),
           h(Copy, { text: `jobsvc job ${job.id}`, label: "Copy CLI line" }),
           h(Copy, { text: `curl ${location.origin}${job.links.self}`, label: "Copy curl line" }),

@@ -174,6 +174,7 @@ export class Jobs extends Component {
             "div",
             { class: "over" },
             h("p", null, this.title(filter, rows.length, next)),
+            h("div", { class: "buttons" }, this.actions(filter, selected, working)),
             newer > 0 || back.length
               ? h("button", { type: "button", "data-key": ".", onClick: () => this.go(null, []) }, back.length ? "To the newest" : `Show the newest: ${count(newer)} accepted since`)
               : null,
@@ -182,7 +183,6 @@ export class Jobs extends Component {
           h(
             "div",
             { class: "under" },
-            h("div", { class: "buttons" }, this.actions(filter, selected, working)),
             h(
               "div",
               { class: "buttons" },

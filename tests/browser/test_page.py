@@ -87,6 +87,11 @@ def test_a_job_tells_its_story(look: Open, service: PageService, client: Client)
     expect_text(page, 'pre[aria-label="payload"]', "12345678901234567890")
     page.get_by_role("button", name=re.compile("Show the result")).click()
     expect_text(page, 'pre[aria-label="result"]', "12345678901234567890")
+    page.get_by_role("button", name="Run again as new").click()
+    page.wait_for_url(lambda url: good.id not in url)
+    expect_text(page, "h1", "succeeded")
+    page.get_by_role("button", name=re.compile("Show the result")).click()
+    expect_text(page, 'pre[aria-label="result"]', "12345678901234567890")
 
 
 def test_an_unknown_job_and_an_unknown_view_say_so(look: Open, service: PageService) -> None:
@@ -252,7 +257,7 @@ def test_the_keyboard_is_enough(look: Open, service: PageService, client: Client
     page.locator("tr[data-row]").first.wait_for()
     page.keyboard.press("j")
     page.keyboard.press("x")
-    expect_text(page, ".under", "1 selected")
+    expect_text(page, ".over", "1 selected")
     page.keyboard.press("Enter")
     expect_text(page, "h1", "jobsvc.echo")
     page.keyboard.press("?")
