@@ -26,7 +26,7 @@ demo: setup  ## a service on this machine, real work, its leader killed half way
 
 # Debian packages that tests use; without them, and where they cannot be installed, those tests are skipped.
 packages:
-	@for package in chromium prometheus; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
+	@for package in chromium prometheus curl jq; do command -v $$package >/dev/null || missing="$$missing $$package"; done; \
 	test -z "$$missing" || { test "$$(id -u)" = 0 && apt-get update -q && \
 		apt-get install -q -y --no-install-recommends $$missing; } || echo "without$$missing: tests are skipped"
 

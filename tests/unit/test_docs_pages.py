@@ -32,12 +32,23 @@ def test_every_block_is_of_a_kind_that_is_run(page: str) -> None:
     assert text.count("```") == 2 * len(found)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
-    for target in LINK.findall((DOCS / f"{page}.md").read_text()):
+@pytest.mark.parametrize(
+    "path", [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"], ids=lambda p: p.stem
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(path.read_text()):
         name, _, anchor = target.partition("#")
-        if "://" not in target:
-            assert not anchor and (DOCS / name).resolve().exists(), target
+        if "://" in target:
+            continue
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), target
+        assert not anchor or anchor in headings(there), target
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def test_a_wrong_page_would_be_seen(tmp_path: Path) -> None:
