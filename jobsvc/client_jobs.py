@@ -1,16 +1,18 @@
 """Handles of the client: one job, and a set of jobs that were sent together.
 
 A handle remembers what it was last told; `refresh` asks again. A job that has ended is not asked for its
-state any more. A set never asks for its jobs one by one: it reads the completion feed from the place where
-its jobs were sent, and only what the feed does not carry (large results, full errors) is fetched by id.
+state any more. In `async` code a job may be awaited for its result, and a set be read by `async for`. A set
+never asks for its jobs one by one: it reads the completion feed from the place where its jobs were sent,
+and only what the feed does not carry (large results, full errors) is fetched by id.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
 LONG_POLL_SECONDS = 20.0
+ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
 # Before the next page of the feed, so that many jobs that end fast come in few requests.
 PAUSE_PER_JOB_SECONDS = 0.0005
 PAUSE_SECONDS_MAX = 0.05
@@ -167,6 +170,17 @@ class Job:
                 wait.check(f"job {self.id} has no result")
         return self._value
 
+    def __await__(self) -> Generator[Any, None, Any]:
+        """`await job` is its result."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Any:
+        while True:
+            try:
+                return await asyncio.to_thread(self.result, ASYNC_SLICE_SECONDS)
+            except WaitTimedOut:
+                pass  # another slice
+
     def _long_poll(self, rest: str, wait: _Wait) -> httpx.Response:
         seconds = wait.slice_seconds()
         good = (200, 202, 409) if rest else (200,)
@@ -280,6 +294,15 @@ class JobSet:
                 yield self.job(self._order[given])
                 given += 1
             self._wait_for_more(given, wait)
+
+    async def __aiter__(self) -> AsyncIterator[Job]:
+        """`async for job in jobs` gives each job as it ends."""
+        given = 0
+        while given < len(self.ids):
+            while given < len(self._order):
+                yield self.job(self._order[given])
+                given += 1
+            await asyncio.to_thread(self._wait_for_more, given, _Wait(ASYNC_SLICE_SECONDS))
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> dict[str, int]:
         """Wait until all have ended; returns the counts by state. Raises WaitTimedOut."""

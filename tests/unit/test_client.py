@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import subprocess
 import sys
@@ -264,6 +265,37 @@ def test_a_set_waits_by_the_feed_and_asks_for_no_job(client: Client, monkeypatch
     assert sorted(job.result() for job in jobs.as_completed(SECONDS)) == list(range(1_000))
     assert set(asked) == {"/v1/jobs:batch", "/v1/completions"}
     assert len(asked) < 60
+
+
+def test_jobs_are_awaited_in_async_code(client: Client) -> None:
+    async def story() -> None:
+        # one, several at once, a whole set
+        assert await client.enqueue("jobsvc.echo", 1) == 1
+        several = [client.enqueue("jobsvc.echo", number) for number in range(3)]
+        assert await asyncio.gather(*several) == [0, 1, 2]
+        jobs = client.map("jobsvc.echo", range(20), progress=False)
+        assert sorted([await job async for job in jobs]) == list(range(20))
+        with pytest.raises(JobFailed):
+            await client.enqueue("jobsvc.sha512", "x", iterations=0, max_attempts=1)
+
+    asyncio.run(story())
+
+
+def test_whoever_stops_awaiting_is_not_held_up(idle: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a job that does not end
+    monkeypatch.setattr("jobsvc.client_jobs.ASYNC_SLICE_SECONDS", 0.2)
+    job = idle.enqueue("jobsvc.echo", 1)
+
+    async def story() -> None:
+        for waiting in (job, anext(aiter(idle.map("jobsvc.echo", [1], progress=False)))):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(waiting, 0.5)
+
+    # when its caller gives up, then no thread keeps the program
+    began = time.monotonic()
+    asyncio.run(story())
+    assert time.monotonic() - began < 10
+    assert job.state == "queued"
 
 
 def test_a_set_with_failures(client: Client) -> None:
