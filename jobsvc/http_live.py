@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated
 
 import msgspec
@@ -60,6 +61,7 @@ class SummaryDocument(msgspec.Struct, kw_only=True):
     leader: str | None
     epoch: int
     changed: Annotated[int, Meta(description="records of the journal so far")]
+    takeover_seconds: Annotated[float | None, Meta(description="how long nobody led before this leader")]
     managers: list[ManagerDocument]
     commits: CommitDocument
     counts: dict[StateName, int]
@@ -161,8 +163,9 @@ class LiveRoutes:
         return json_response(await self._summaries.read())
 
     async def _events(self) -> AsyncGenerator[bytes, None]:
-        async for summary in self._summaries.follow():
-            yield event("summary", summary, None)
+        async with aclosing(self._summaries.follow()) as summaries:
+            async for summary in summaries:
+                yield event("summary", summary, None)
 
     async def history(self, request: Request) -> Response:
         """How the service went."""
@@ -196,6 +199,7 @@ def summary_document(
         leader=status.leader,
         epoch=status.epoch,
         changed=best.applied_records if best is not None else 0,
+        takeover_seconds=leader.takeover_seconds if leader is not None else None,
         managers=status.managers,
         commits=status.commits,
         counts=status.counts,  # type: ignore[arg-type]

@@ -149,6 +149,7 @@ export class System extends Component {
           ["of the latest", count(commits.count)],
           ["records so far", count(summary.changed)],
           ["jobs held", `${count(held)}, the sum of all states`],
+          ["the latest takeover", summary.takeover_seconds === null || summary.epoch < 2 ? "none yet" : `nobody led for ${duration(summary.takeover_seconds)}`],
           ["takeovers", `${count(Math.max(0, summary.epoch - 1))} so far (epoch ${summary.epoch})`],
         ].map(([name, value]) => h("div", { key: name }, h("dt", null, name), h("dd", null, value))),
       ),

@@ -149,6 +149,7 @@ def test_nobody_leads_for_a_while_and_the_page_says_so(look: Open, running: Runn
         expect_text(page, ".banner", "Failover since .*Nothing acknowledged is lost")
         assert page.get_by_role("button", name=re.compile("Retry all that match")).is_disabled()
         assert axe_violations(page) == []
+        page.screenshot(path=PICTURES / "page-failover.png")
     finally:
         for manager in pair.values():
             os.kill(manager["pid"], signal.SIGCONT)

@@ -126,6 +126,10 @@ def test_many_who_look_cost_as_much_as_one() -> None:
         assert asked <= 6
         for stream in streams:
             await stream.hang_up()
+        await asyncio.sleep(2.0)
+        asked = 0
+        await asyncio.sleep(30.0)
+        assert asked == 0, "nobody looks"
 
     run(story)
 
