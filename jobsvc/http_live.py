@@ -64,7 +64,10 @@ class SummaryDocument(msgspec.Struct, kw_only=True):
     takeover_seconds: Annotated[float | None, Meta(description="how long nobody led before this leader")]
     managers: list[ManagerDocument]
     commits: CommitDocument
-    counts: dict[StateName, int]
+    counts: Annotated[
+        dict[StateName, int] | None,
+        Meta(description="null: no manager that knows them answered; so the rest"),
+    ]
     oldest_queued_at: Time | None
     oldest_queue: str | None
     paused: Annotated[list[str], Meta(description="paused queues, a few of them")]
@@ -186,7 +189,8 @@ def summary_document(
 ) -> SummaryDocument:
     status = status_document(service, now, statuses, None, commit_age_max, ray_dashboard_url)
     leader = leader_of(statuses)
-    best = leader or max(statuses, key=lambda each: each.applied_records, default=None)
+    knowing = [each for each in statuses if each.role != "recovering"]  # which has read only part of the log
+    best = leader or max(knowing, key=lambda each: each.applied_records, default=None)
     pulse = best.pulse if best is not None else None
     if pulse is None:
         pulse = c.Pulse(now, None, None, [], 0, 0, 0.0, 0.0, 0.0)
@@ -202,7 +206,7 @@ def summary_document(
         takeover_seconds=leader.takeover_seconds if leader is not None else None,
         managers=status.managers,
         commits=status.commits,
-        counts=status.counts,  # type: ignore[arg-type]
+        counts=None if best is None else status.counts,  # type: ignore[arg-type]
         oldest_queued_at=optional_time(pulse.oldest_queued_at),
         oldest_queue=pulse.oldest_queue,
         paused=pulse.paused,

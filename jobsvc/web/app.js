@@ -4,7 +4,7 @@ import { Component, Fragment, h, render } from "./preact.mjs";
 import { forgetToken, hasToken, setToken } from "./api.js";
 import { clock, count, duration } from "./format.js";
 import { reconnect, runLive } from "./live.js";
-import { Dialog, GLYPHS, STATES, closeDialog, jobsHref, openDialog } from "./parts.js";
+import { AsOf, Dialog, GLYPHS, STATES, closeDialog, jobsHref, openDialog } from "./parts.js";
 import { notify, onDraw, remember, store, update } from "./store.js";
 import { verdict } from "./verdict.js";
 import { Failures } from "./view_failures.js";
@@ -141,6 +141,7 @@ function Rail() {
           h("span", { class: "number" }, counts ? count(Object.values(counts).reduce((sum, each) => sum + each, 0)) : "–"),
         ),
       ),
+      counts ? h("li", null, h(AsOf, { at: store.knownAt })) : null,
     ),
   );
 }

@@ -31,8 +31,15 @@ function linkIs(link) {
   if (store.link !== link) update({ link, linkSince: Date.now() });
 }
 
+// What only a manager knows, and what the page goes on showing, with its age, while none answers.
+const KNOWN = ["counts", "oldest_queued_at", "oldest_queue", "paused", "paused_queued", "failure_groups", "enqueued_per_second", "finished_per_second", "failed_per_second", "pools", "changed", "epoch"];
+
 function take(summary, link) {
   const before = store.summary;
+  const knows = summary.counts !== null;
+  if (knows) store.knownAt = Date.now();
+  else if (before) for (const name of KNOWN) summary[name] = before[name];
+  summary.workers ??= before?.workers ?? null;
   const changes = { summary, summaryAt: Date.now(), skew: Date.parse(summary.now) - Date.now() };
   if (!summary.ready) changes.leaderlessSince = store.leaderlessSince ?? Date.parse(summary.now);
   else changes.leaderlessSince = null;

@@ -6,6 +6,7 @@ let planned = false;
 export const store = {
   summary: null, // the latest one
   summaryAt: 0, // of this browser's clock, ms
+  knownAt: 0, // when its counts came from a manager
   skew: 0, // server's clock minus ours, ms
   link: "connecting", // connecting | live | polling | lost
   linkSince: Date.now(),

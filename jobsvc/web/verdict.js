@@ -8,11 +8,11 @@ const STUCK_SECONDS = 30;
 export function verdict(summary) {
   const { counts, workers } = summary;
   const oldest = secondsSince(summary.oldest_queued_at);
-  const busy = counts.running > 0 || summary.finished_per_second > 0;
-  const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
-  if (!summary.leader) {
+  if (!summary.leader || counts === null) {
     return ["bad", "No leader", "No manager leads at the moment. What was accepted is safe; running jobs go on."];
   }
+  const busy = counts.running > 0 || summary.finished_per_second > 0;
+  const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
   if (!summary.ready) return ["bad", "Not committing", `${summary.problem}.`];
   if (summary.paused_queued > 0 && summary.paused_queued === counts.queued && !counts.running) {
     return ["warn", "Held", `${count(counts.queued)} jobs wait in paused queues: ${summary.paused.join(", ")}.`];

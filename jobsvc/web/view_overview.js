@@ -123,8 +123,8 @@ export class Overview extends Component {
       Fragment,
       null,
       h("h1", { tabIndex: -1, class: `verdict ${tone}` }, h("strong", null, word), h("span", null, ` ${text}`)),
-      summary ? h(Tiles, { summary }) : null,
-      summary ? h(AsOf, { at: store.summaryAt }) : null,
+      summary?.counts ? h(Tiles, { summary }) : null,
+      summary?.counts ? h(AsOf, { at: store.knownAt }) : null,
       h(
         "div",
         { class: "ranges", role: "group", "aria-label": "Range of the charts" },

@@ -131,7 +131,7 @@ export class System extends Component {
     const { summary } = store;
     if (!summary) return h("h1", { tabIndex: -1 }, "System");
     const { commits, counts } = summary;
-    const held = Object.values(counts).reduce((sum, number) => sum + number, 0);
+    const held = counts && Object.values(counts).reduce((sum, number) => sum + number, 0);
     return h(
       Fragment,
       null,

@@ -147,12 +147,17 @@ def test_nobody_leads_for_a_while_and_the_page_says_so(look: Open, running: Runn
         os.kill(manager["pid"], signal.SIGSTOP)
     try:
         expect_text(page, ".banner", "Failover since .*Nothing acknowledged is lost")
+        expect_text(page, ".rail", r"as of .* [2-9] s old")
+        expect_text(page, ".over", "Showing 37 of 37 failed")
         assert page.get_by_role("button", name=re.compile("Retry all that match")).is_disabled()
         assert axe_violations(page) == []
         page.screenshot(path=PICTURES / "page-failover.png")
+        late = look(running.url)
+        expect_text(late, "h1", "No leader")
     finally:
         for manager in pair.values():
             os.kill(manager["pid"], signal.SIGCONT)
+    expect_text(late, "h1", "Idle|Working")
     page.locator(".banner.bad").wait_for(state="detached", timeout=60_000)
     page.get_by_role("button", name=re.compile("Retry all that match")).click()
     expect_text(page, "dialog .big", "jobs")

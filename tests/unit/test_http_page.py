@@ -13,6 +13,7 @@ from jobsvc import http_bulk, http_page
 from jobsvc.jobs import ErrorInfo, id_bytes
 
 from .http_world import Replica, Stream, run
+from .manager_world import until
 
 PROBLEM = "application/problem+json"
 
@@ -103,6 +104,21 @@ def test_a_stream_says_that_nobody_leads_and_then_who_does() -> None:
         assert told[-1]["leader"] == "manager-b" and told[-1]["epoch"] == 2
         assert any(not summary["ready"] and summary["problem"] for summary in told)
         await stream.hang_up()
+
+    run(story)
+
+
+def test_while_no_manager_knows_the_counts_they_are_not_told_as_nothing() -> None:
+    async def story(replica: Replica) -> None:
+        await replica.enqueue()
+        replica.pair.kill("manager-a")
+        summary = (await replica.http.get("/v1/events")).json()
+        assert (summary["ready"], summary["counts"], summary["problem"]) == (False, None, "no manager leads")
+        manager = replica.pair.start("manager-b")
+        assert manager.role == "recovering"
+        assert (await replica.http.get("/v1/events")).json()["counts"] is None
+        await until(lambda: manager.role == "leader")
+        assert (await replica.http.get("/v1/events")).json()["counts"]["queued"] == 1
 
     run(story)
 
