@@ -6,7 +6,7 @@ service into Ray.
 
 Every query reads what Ray's own endpoints export, so Ray's scrape set-up is enough. A leader's gauges are
 read with `max`: for half a minute after a takeover the old leader's last values are there as well.
-`deploy/grafana/jobsvc_dashboard.json` is the same as a file: `python -m jobsvc.grafana_dashboard > FILE`.
+`docs/monitoring/jobsvc_dashboard.json` is the same as a file: `python -m jobsvc.grafana_dashboard > FILE`.
 """
 
 from __future__ import annotations

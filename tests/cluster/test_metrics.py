@@ -26,7 +26,7 @@ from .conftest import RunningService, wait_until
 from .tasks_under_test import double, fail, nap
 
 ROOT = Path(__file__).parent.parent.parent
-RULES = ROOT / "deploy" / "prometheus" / "jobsvc.rules.yml"
+RULES = ROOT / "docs" / "monitoring" / "jobsvc.rules.yml"
 SCRAPE_SECONDS = 2
 RATE_SECONDS = 40  # Ray exports every 10 s, and a rate needs a few of these
 SERIES_SECONDS = 150.0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-RULES = Path(__file__).parent.parent.parent / "deploy" / "prometheus" / "jobsvc.rules.yml"
+RULES = Path(__file__).parent.parent.parent / "docs" / "monitoring" / "jobsvc.rules.yml"
 MINUTES = 60
 
 pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="prometheus is not installed")

@@ -17,11 +17,11 @@ HISTOGRAM_PARTS = re.compile(r"_(bucket|count|sum)$")
 
 
 def test_the_committed_file_is_the_dashboard() -> None:
-    assert (ROOT / "deploy" / "grafana" / "jobsvc_dashboard.json").read_text() == text()
+    assert (ROOT / "docs" / "monitoring" / "jobsvc_dashboard.json").read_text() == text()
 
 
 def test_queries_and_alerts_name_metrics_that_exist() -> None:
-    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "jobsvc.rules.yml").read_text())
+    rules = yaml.safe_load((ROOT / "docs" / "monitoring" / "jobsvc.rules.yml").read_text())
     alerts = [rule["expr"] for rule in rules["groups"][0]["rules"]]
     named = {name for each in queries() + alerts for name in re.findall(r"\bray_(jobsvc_\w+)", each)}
     assert {HISTOGRAM_PARTS.sub("", name) for name in named} <= set(HELP)
