@@ -39,7 +39,7 @@ from .events import (
     KeyRemembered,
     QueuePaused,
 )
-from .jobs import TERMINAL, Finished, Job, Outcome, Result, State, encode
+from .jobs import TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, encode
 from .pack_references import PackReferences
 from .queue_state import QueueState, awaits_pull
 from .ready_lanes import next_jobs
@@ -287,7 +287,9 @@ def lose_worker(state: QueueState, worker: str, running: tuple[bytes, int] | Non
         lease = state.lease_of(job)
         assert lease is not None
         if running == (job.id, job.attempt):
-            ended.append(Finished(job.id, job.attempt, Outcome.LOST, lease.leased_at, state.log_time))
+            began, ends = lease.leased_at, state.log_time
+            error = ErrorInfo("WorkerLost", f"{worker}, which ran this job, ended or was silent for too long")
+            ended.append(Finished(job.id, job.attempt, Outcome.LOST, began, ends, error=error))
         else:
             ended.append(Finished(job.id, job.attempt, Outcome.RELEASED, lease.leased_at, lease.leased_at))
     return settle(state, worker, "", ended).events

@@ -180,6 +180,17 @@ def test_a_lost_worker_whose_running_job_is_of_an_old_lease_is_charged_for_nothi
     assert world.job(job).failures == 0 and world.is_in(job) is State.QUEUED
 
 
+def test_a_job_whose_worker_was_lost_says_so() -> None:
+    world = World()
+    [job] = world.enqueue()
+    world.lease("w1")
+    world.lose("w1", running=job)
+    details = world.job(job).details
+    assert details is not None
+    error = details.history[-1].error
+    assert error is not None and (error.type, "w1" in error.message) == ("WorkerLost", True)
+
+
 def test_losing_a_worker_without_leases_changes_nothing() -> None:
     assert decisions.lose_worker(World().state, "nobody", None) == []
 
