@@ -381,6 +381,7 @@ class Pulse(msgspec.Struct, array_like=True):
     failed_per_second: float
     workers: dict[str, int] = {}  # state -> workers; the leader knows
     pools: list[PoolView] = []
+    mark: int = 0  # another one after jobs or queues have changed
 
 
 class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):

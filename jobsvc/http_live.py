@@ -2,8 +2,9 @@
 
 A summary is made of what the managers say of themselves, so it goes on while nobody leads and then says so.
 It costs no write. One task in a replica makes it, once a second, for all who look; who reads slowly gets the
-newest one and not a queue of old ones. A summary is a hint: `changed` grows with every record, and who shows
-lists reads them again when it has.
+newest one and not a queue of old ones. A summary is a hint: when `changed` is another number, who shows lists
+reads them again. It stays the same over idle records: a read makes the leader prove itself by such a record,
+so whoever read after each of them would read for ever.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class SummaryDocument(msgspec.Struct, kw_only=True):
     problem: str | None
     leader: str | None
     epoch: int
-    changed: Annotated[int, Meta(description="records of the journal so far")]
+    changed: Annotated[int, Meta(description="another number after jobs or queues have changed")]
+    records: Annotated[int, Meta(description="of the journal so far")]
     takeover_seconds: Annotated[float | None, Meta(description="how long nobody led before this leader")]
     managers: list[ManagerDocument]
     commits: CommitDocument
@@ -202,7 +204,8 @@ def summary_document(
         problem=status.problem,
         leader=status.leader,
         epoch=status.epoch,
-        changed=best.applied_records if best is not None else 0,
+        changed=pulse.mark,
+        records=best.applied_records if best is not None else 0,
         takeover_seconds=leader.takeover_seconds if leader is not None else None,
         managers=status.managers,
         commits=status.commits,

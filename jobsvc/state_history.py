@@ -6,6 +6,7 @@ It is volatile: a manager that begins anew begins with none.
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 
 from . import commands as c
@@ -93,7 +94,18 @@ class StateHistory:
             sum(waiting.values()),
             len(state.failures),
             *self.rates(),
+            mark=mark(state),
         )
+
+
+def mark(state: QueueState) -> int:
+    """Another number after jobs or queues have changed; the same one while there are only idle records.
+
+    A change that takes itself back within one look is missed: whoever relies on it looks again now and then.
+    """
+    paused = sum(state.paused.values())
+    seen = (state.epoch, state.next_seq, state.next_finish_seq, len(state.jobs), state.totals(), paused)
+    return zlib.crc32(repr(seen).encode())
 
 
 def oldest_queued(state: QueueState) -> tuple[float | None, str | None]:

@@ -32,7 +32,7 @@ function linkIs(link) {
 }
 
 // What only a manager knows, and what the page goes on showing, with its age, while none answers.
-const KNOWN = ["counts", "oldest_queued_at", "oldest_queue", "paused", "paused_queued", "failure_groups", "enqueued_per_second", "finished_per_second", "failed_per_second", "pools", "changed", "epoch"];
+const KNOWN = ["counts", "oldest_queued_at", "oldest_queue", "paused", "paused_queued", "failure_groups", "enqueued_per_second", "finished_per_second", "failed_per_second", "pools", "changed", "records", "epoch"];
 
 function take(summary, link) {
   const before = store.summary;

@@ -76,14 +76,13 @@ export function ProblemBox({ problem }) {
 }
 
 // How old what is shown is. Every view has one.
-export function AsOf({ at, busy }) {
+export function AsOf({ at }) {
   const seconds = Math.max(0, (Date.now() - at) / 1000);
   const old = seconds > 10;
   return h(
     "p",
     { class: old ? "asof old" : "asof" },
     `as of ${clock(at + store.skew)} · ${duration(Math.floor(seconds))} old`,
-    busy ? h("span", { "aria-hidden": "true" }, " ⟳") : null,
   );
 }
 
@@ -118,7 +117,8 @@ export class Live extends Component {
   look(summary) {
     const every = (this.props.every ?? 2) * 1000;
     const due = Date.now() - (this.triedAt ?? 0) >= every;
-    const stale = summary.changed !== this.changed || this.state.problem || this.props.always;
+    const rest = (this.props.rest ?? 30) * 1000; // looks again even if nothing seems to have changed
+    const stale = summary.changed !== this.changed || this.state.problem || Date.now() - this.triedAt > rest;
     if (due && stale && !store.paused && !this.busy) this.read();
   }
 
@@ -148,7 +148,8 @@ export class Live extends Component {
       { class: "live" },
       problem && (!data || store.summary?.ready) ? h(ProblemBox, { problem }) : null,
       data ? draw(data, () => this.read()) : problem ? null : h("p", { class: "dim" }, "Reading…"),
-      data && asOf ? h(AsOf, { at, busy: this.busy }) : null,
+      // what has not changed since it was read is as old as the latest summary that says so
+      data && asOf ? h(AsOf, { at: store.summary?.changed === this.changed ? Math.max(at, store.knownAt) : at }) : null,
     );
   }
 }

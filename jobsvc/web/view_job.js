@@ -327,7 +327,7 @@ function Waiting({ job }) {
 
 export class JobPage extends Component {
   render({ id }) {
-    return h(Live, { url: `v1/jobs/${encodeURIComponent(id)}`, every: 0.9 }, (job, reread) =>
+    return h(Live, { url: `v1/jobs/${encodeURIComponent(id)}`, every: 0.9, rest: 5 }, (job, reread) =>
       h(
         Fragment,
         null,

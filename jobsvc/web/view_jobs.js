@@ -11,6 +11,7 @@ import { ActionButton, JobLink, Live, STATES, Scroll, StateMark, When, jobsHref 
 import { notify, store } from "./store.js";
 
 const PAGE = 50;
+const SEARCHES_MAX = 20;
 const FILTERS = ["state", "queue", "task", "batch", "failure"];
 
 // "state:failed queue:images" and the words of the filter box.
@@ -103,12 +104,13 @@ function Row({ job, selected, onSelect }) {
 export class Jobs extends Component {
   constructor(props) {
     super(props);
+    this.searches = 0;
     this.state = { rows: [], selected: new Set(), pin: null, back: [], top: null, next: null, working: false };
   }
 
   componentDidUpdate(before) {
     if (String(before.query) !== String(this.props.query)) {
-      this.setState({ rows: [], selected: new Set(), pin: null, back: [], top: null });
+      this.go(null, []);
     }
   }
 
@@ -122,7 +124,12 @@ export class Jobs extends Component {
 
   // Rows that are on the screen stay where they are while somebody points at them.
   take(page) {
-    const { rows, pin } = this.state;
+    const { rows, pin, back } = this.state;
+    if (!page.jobs.length && page.cursor !== null && this.searches < SEARCHES_MAX) {
+      this.searches += 1; // nothing among the jobs that one answer looks at: on with older ones
+      this.setState({ pin: page.cursor, back: back.length ? back : [null], next: page.cursor, top: page.top, rows: [] });
+      return;
+    }
     let shown = page.jobs;
     if (rows.length && this.held() && pin !== null) {
       const fresh = new Map(page.jobs.map((job) => [job.id, job]));
@@ -131,11 +138,12 @@ export class Jobs extends Component {
     const changes = { rows: shown, next: page.cursor, top: page.top };
     if (pin === null) changes.pin = page.top;
     // A list that is not full shows what is new by itself: nothing is pushed away.
-    else if (!this.state.back.length && page.jobs.length < PAGE && page.top !== pin && !this.held()) changes.pin = page.top;
+    else if (!back.length && page.jobs.length < PAGE && page.top !== pin && !this.held()) changes.pin = page.top;
     this.setState(changes);
   }
 
   go(pin, back) {
+    this.searches = 0;
     this.setState({ pin, back, rows: [], selected: new Set() });
   }
 

@@ -132,7 +132,7 @@ export class Overview extends Component {
           h("button", { key: range, type: "button", class: "small", "aria-pressed": String(range === seconds), onClick: () => this.choose(range) }, name),
         ),
       ),
-      h(Live, { url: `v1/history?seconds=${seconds}`, every: 5, always: true, keep: true }, (history) => h(Charts, { history })),
+      h(Live, { url: `v1/history?seconds=${seconds}`, every: 5, keep: true }, (history) => h(Charts, { history })),
       h("h2", null, "Top failures"),
       h(Live, { url: "v1/failures?limit=5", every: 5 }, (failures) => h(TopFailures, { failures })),
     );

@@ -57,7 +57,7 @@ export function Queues() {
     Fragment,
     null,
     h("h1", { tabIndex: -1 }, "Queues"),
-    h(Live, { url: "v1/queues", every: 1 }, ({ queues }, reread) => {
+    h(Live, { url: "v1/queues", every: 1, rest: 15 }, ({ queues }, reread) => {
       if (!queues.length) return h("p", { class: "empty" }, "No queue yet: a queue is made by its first job.");
       const sums = Object.fromEntries(STATES.map((state) => [state, queues.reduce((sum, queue) => sum + queue.counts[state], 0)]));
       return h(

@@ -147,7 +147,7 @@ export class System extends Component {
           ["p50", duration(commits.p50_seconds)],
           ["p99", duration(commits.p99_seconds)],
           ["of the latest", count(commits.count)],
-          ["records so far", count(summary.changed)],
+          ["records so far", count(summary.records)],
           ["jobs held", `${count(held)}, the sum of all states`],
           ["the latest takeover", summary.takeover_seconds === null || summary.epoch < 2 ? "none yet" : `nobody led for ${duration(summary.takeover_seconds)}`],
           ["takeovers", `${count(Math.max(0, summary.epoch - 1))} so far (epoch ${summary.epoch})`],

@@ -48,7 +48,7 @@ export class Workers extends Component {
       Fragment,
       null,
       h("h1", { tabIndex: -1 }, "Workers"),
-      h(Live, { url: "v1/workers", every: 1, always: true }, ({ workers, pools }) => {
+      h(Live, { url: "v1/workers", every: 1, rest: 5 }, ({ workers, pools }) => {
         const pages = Math.max(1, Math.ceil(workers.length / PAGE));
         const at = Math.min(page, pages - 1);
         const shown = workers.slice(at * PAGE, (at + 1) * PAGE);

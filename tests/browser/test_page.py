@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from jobsvc.client import Client
@@ -319,6 +320,28 @@ def test_a_token_is_asked_for_where_one_is_needed(look: Open) -> None:
         expect_text(page, ".state", "live")
 
 
+def test_a_tab_that_nobody_sees_holds_no_stream(look: Open, service: PageService) -> None:
+    def streams() -> float:
+        text = httpx.get(f"{service.url}/metrics").text
+        return float(re.search(r"^jobsvc_event_streams\S* (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+    def until_there_are(number: float) -> None:
+        deadline = time.monotonic() + 20
+        while streams() != number:
+            assert time.monotonic() < deadline, f"{streams()} streams"
+            page.wait_for_timeout(50)
+
+    page = look(service.url)
+    until_there_are(1)
+    for hidden, number in ((True, 0), (False, 1)):
+        page.evaluate(
+            "hidden => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+            " document.dispatchEvent(new Event('visibilitychange')) }",
+            hidden,
+        )
+        until_there_are(number)
+
+
 def test_without_a_network_the_page_says_how_old_it_is_and_comes_back(
     look: Open, service: PageService, client: Client
 ) -> None:
@@ -367,6 +390,8 @@ def test_a_million_jobs_are_no_burden(look: Open, full: PageService) -> None:
     print(f"first paint {paint:.3f} s, list {seconds:.3f} s")
     assert paint < 1.0 and seconds < 1.0
     expect_text(page, ".over", "of 1,000,000 held")
+    page.goto(f"{full.url}/#/jobs?task=never.enqueued")
+    expect_text(page, ".empty", "No job matches task never.enqueued")
     page.goto(f"{full.url}/#/jobs?queue=bulk&task=jobsvc.echo")
     page.get_by_role("button", name=re.compile("Cancel all that match")).click()
     expect_text(page, "dialog .big", "1,000,000 jobs")
