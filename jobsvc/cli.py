@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_change, cli_cluster, cli_jobs, cli_node, cli_output, cli_service, cli_watch
+from . import cli_bench, cli_change, cli_cluster, cli_jobs, cli_node, cli_output, cli_service, cli_watch
 
 app = typer.Typer(
     name="jobsvc",
@@ -23,6 +23,7 @@ PANELS = {
         cli_service.status,
         cli_service.doctor,
         cli_service.demo,
+        cli_bench.bench,
     ),
     "Jobs": (
         cli_jobs.enqueue,

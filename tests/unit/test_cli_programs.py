@@ -83,6 +83,7 @@ CALLS: dict[str, tuple[str, ...]] = {
     "status": (),
     "doctor": ("--data", "{data}"),
     "demo": (),
+    "bench": ("--jobs", "30", "--callers", "2", "--seconds", "0.2"),
     "enqueue": ("jobsvc.echo", "1", "--wait"),
     "jobs": (),
     "job": ("{job}",),
