@@ -47,8 +47,8 @@ LAYERS = {
           imds drain_notice node_settings node_units node_watchdog guard_files guard guard_machine""",
     5: """serve_app service doctor demo cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
-          cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster cli_node
-          __init__ __main__""",
+          cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster
+          cli_node __init__ __main__""",
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 
