@@ -65,7 +65,8 @@ def test_the_overview_under_load_in_both_lights(look: Open, running: RunningServ
         expect_text(page, ".top", "ValueError")
         load.wait_for(1_000, 90)
         page.wait_for_function(  # some points on the line
-            "() => document.querySelectorAll('.chart .series')[3]?.getAttribute('d').split('L').length > 6"
+            "() => document.querySelectorAll('.chart .series')[3]?.getAttribute('d').split('L').length > 6",
+            timeout=90_000,
         )
         PICTURES.mkdir(parents=True, exist_ok=True)
         page.screenshot(path=PICTURES / "page.png", full_page=True)
