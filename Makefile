@@ -36,7 +36,7 @@ test: setup lint packages  ## everything that CI runs: unit, simulation, cluster
 	$(BIN)/python -m pytest -q -x tests/ec2
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
-	JOBSVC_EC2_LONG=1 $(BIN)/python -m pytest -q -x tests/ec2
+	JOBSVC_EC2_ALL=1 $(BIN)/python -m pytest -q -x tests/ec2
 
 test-fast: setup  ## unit tests and house rules
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/test_house_rules.py
