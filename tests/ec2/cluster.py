@@ -110,7 +110,9 @@ class Cluster:
 
         def whole() -> dict[str, dict[str, Any]] | None:
             managers = self.rig.instances(node_type="manager")
-            if len(managers) != 1 or not self.is_ready(managers[0]) or not self.is_ready(self.head):
+            heads = self.rig.instances(kind="head")  # none while a guard brings another
+            machines = [*managers, *heads]
+            if (len(managers), len(heads)) != (1, 1) or not all(map(self.is_ready, machines)):
                 return None
             pair = self.pair()
             there = pair.keys() >= {"leader", "standby"}
