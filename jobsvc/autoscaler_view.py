@@ -35,15 +35,16 @@ class AutoscalerView:
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
         self._reasons_until = 0.0
+        self._learning: asyncio.Task[None] | None = None
 
     async def machines(self) -> Machines | None:
         """None if nobody can say."""
         try:
             machines = machines_of(await asyncio.to_thread(_cluster_status))
-            if any(not request.problem for request in machines.refused):
-                await self._learn_reasons()
-        except (RayError, OSError, RuntimeError, ValueError, TimeoutError):
-            return None  # GCS or head is away: the next look asks again
+        except (RayError, OSError, RuntimeError, ValueError):
+            return None  # GCS is away: the next look asks again
+        if any(not request.problem for request in machines.refused):
+            self._begin_to_learn()
         return msgspec.structs.replace(
             machines, refused=[self._with_reason(request) for request in machines.refused]
         )
@@ -52,15 +53,21 @@ class AutoscalerView:
         reason = request.problem or self._reasons.get(request.node_type)
         return msgspec.structs.replace(request, problem=reason)
 
-    async def _learn_reasons(self) -> None:
+    def _begin_to_learn(self) -> None:
+        """On the side: nobody's scaling waits for the words. The next look has them."""
         now = asyncio.get_running_loop().time()
-        if now < self._reasons_until:
-            return
-        self._reasons_until = now + REASONS_SECONDS
+        if now >= self._reasons_until:
+            self._reasons_until = now + REASONS_SECONDS  # what is still asking then has given up
+            self._learning = asyncio.create_task(self._learn_reasons(), name="why machines were refused")
+
+    async def _learn_reasons(self) -> None:
         task: Any = ray.remote(refusals_of_this_head)
         options = {"num_cpus": 0, "resources": {HEAD_RESOURCE: 0.001}, "max_retries": 0}
-        async with asyncio.timeout(REASONS_SECONDS):
-            self._reasons = await task.options(**options).remote()
+        try:
+            async with asyncio.timeout(REASONS_SECONDS):
+                self._reasons = await task.options(**options).remote()
+        except (RayError, TimeoutError):
+            pass  # the head is away or slow: it is asked again while machines are refused
 
 
 def _cluster_status() -> GetClusterStatusReply:
