@@ -1,7 +1,8 @@
 """Commands that run on the machines of a cluster: `jobsvc node head`, `jobsvc node worker`, `jobsvc guard`.
 
-They are the start commands in the cluster file. `ray up` and the autoscaler run them over SSH and take their
-exit code for the answer whether the node is up, so `head` returns when the service answers.
+The first two are the start commands in the cluster file. `ray up` and the autoscaler run them over SSH
+and take their exit code for the answer whether the node is up, so `head` returns when the service
+answers.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ HTTP_RESOURCE = "jobsvc_http"
 PROXY_PORTS = ProxyPorts(metrics=9101, stats=8404, fallback=8500, replicas=20_000)
 # Half of the requests would go to a machine that was unplugged, until its proxy's checks have failed.
 QUICK_CHECKS = {"RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1", "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s"}
-HEAD_VARIABLES = ("RAY_enable_autoscaler_v2", "RAY_CLOUD_INSTANCE_ID", "RAY_NODE_TYPE_NAME")
+INSTANCE_VARIABLE = "RAY_CLOUD_INSTANCE_ID"
+HEAD_VARIABLES = ("RAY_enable_autoscaler_v2", INSTANCE_VARIABLE, "RAY_NODE_TYPE_NAME")
 MANAGER_NO_HEAD_SECONDS = 3600.0  # its guard needs time: a new head may have to wait for a machine
 
 node = typer.Typer(help="Commands that `ray up` runs on the machines of a cluster.", no_args_is_help=True)
@@ -88,7 +90,9 @@ def head(
         cluster = cluster.expanduser()
         asyncio.run(tell_guards(chosen, files_for_guards(cluster)))
         options = service_options(data, port, tasks, settings, s3_endpoint_url)
-        started = install(systemd, head_units(this_node(chosen), chosen.service, options, str(cluster)))
+        in_store = store_words(data, s3_endpoint_url)
+        units = head_units(this_node(chosen), chosen.service, options, in_store, str(cluster))
+        started = install(systemd, units)
         say(f"started {', '.join(started)}" if started else "already running as it should")
         info = wait_until_ready(chosen.service, systemd)
         rows = [("API", info.urls[0]), ("data", info.data)]
@@ -139,6 +143,23 @@ def service(
         address = f"127.0.0.1:{GCS_PORT}"
         wait_for(lambda: is_listening(address), GCS_SECONDS, f"Ray does not listen on {address}")
         services.up(chosen, token=secret_of(".jobsvc/token"), ray_address=address, say=say)
+
+
+@node.command(hidden=True)
+def pulse(data: ClusterData, s3_endpoint_url: ClusterEndpoint = None) -> None:
+    """What jobsvc-pulse.service runs: tell guards that this head lives. Runs until it is ended."""
+    from .head_pulse import Pulse, ray_answers
+    from .logs import log_as_json
+    from .s3_store import open_store
+
+    with errors_as_exit_codes():
+        own_id = os.environ.get(INSTANCE_VARIABLE)
+        if not own_id:
+            raise InvalidRequest("is not set: `ray up` sets it for start commands", INSTANCE_VARIABLE)
+        chosen = from_environment(os.environ, data=data, s3_endpoint_url=s3_endpoint_url)
+        log_as_json(chosen.log_level)
+        head = Pulse(open_store(chosen), own_id, lambda: ray_answers(f"127.0.0.1:{GCS_PORT}"))
+        asyncio.run(head.run())
 
 
 def guard(data: ClusterData, s3_endpoint_url: ClusterEndpoint = None) -> None:
@@ -201,6 +222,10 @@ def guard_words(data: str | None, s3_endpoint_url: str | None) -> list[str]:
         raise InvalidRequest(
             "the manager node's guard needs s3://BUCKET/PREFIX: say it in worker_start_ray_commands", "data"
         )
+    return store_words(data, s3_endpoint_url)
+
+
+def store_words(data: str, s3_endpoint_url: str | None) -> list[str]:
     return ["--data", data, *(["--s3-endpoint-url", s3_endpoint_url] if s3_endpoint_url else [])]
 
 
@@ -282,7 +307,7 @@ async def tell_guards(settings: Settings, files: GuardFiles) -> None:
     name = read_cluster_file(files.cluster_file, BOOTSTRAP_CONFIG).cluster_name
     await publish(store, files)
     if not os.environ.get(STARTED_BY_VARIABLE):
-        await announce_up(store, name, by=f"jobsvc node head on {os.environ['RAY_CLOUD_INSTANCE_ID']}")
+        await announce_up(store, name, by=f"jobsvc node head on {os.environ[INSTANCE_VARIABLE]}")
 
 
 # --- waiting ---------------------------------------------------------------------------------------------

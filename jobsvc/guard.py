@@ -1,22 +1,25 @@
 """The guard: brings back a head that is gone, with no hand. It runs on the manager node (`jobsvc guard`).
 
-It looks every few seconds at what EC2 says of the cluster's heads, and whether a head's GCS port answers:
+It looks every few seconds at what EC2 says of the cluster's heads, and whether a head's GCS port answers;
+if none does, it asks in the store:
 
     watch ──head gone, for sure──> claim a lease ──mine──> end what is left of it ──> `ray up` ──> watch
 
 The journal is in the store, so a new head is all that is needed: it starts the service, which replays.
 
-**The head is gone** if EC2 says so (ended, stopped, not there) in two looks, or if its port has been
-silent for `head_silent_seconds` although EC2 says that it runs, and EC2's own checks call the machine
-impaired. Where they find nothing wrong, three times as long. In that time a head that was rebooted is
-back; and if it is our own machine that is cut off, a living head's autoscaler has missed our raylet, and
-has ended our machine.
+**The head is gone** if EC2 says so (ended, stopped, not there) in two looks. If EC2 says that it runs, it
+must be silent in two ways at once, for minutes: its port, and the store, where it answers questions
+although nobody can reach it. So a cut between this machine and a living head, however long, ends nobody.
+`guard_evidence` has the rules and the one function that decides, `head_pulse` the questions. A head that
+was rebooted is back in that time; and if it is our own machine that is cut off, a living head's
+autoscaler has missed our raylet, and has ended our machine.
 
 **Knowledge that is missing is no reason to act.** If EC2 or the store does not answer, nothing is known,
-and time that was not watched does not count: a machine that slept must look again. The guard acts only for
-a head that it has itself seen alive, so a machine that was left over brings nothing back; never while its
-own machine is being ended, which is what `ray down` looks like from here; and never if the operator has
-taken the cluster down (`ec2_cluster_mark`).
+and time that was not watched does not count; after a gap of more than `GAP_SECONDS_MAX` (a machine that
+slept, a store that was away) all of it is watched anew. The guard acts only for a head that it has itself
+seen alive, so a machine that was left over brings nothing back; never while its own machine is being
+ended, which is what `ray down` looks like from here; and never if the operator has taken the cluster down
+(`ec2_cluster_mark`).
 
 **Only one guard acts for a dead head.** The right to act is an object, `guard/<dead head>/<try>`, and the
 store lets one create it (`put_new`). It is worth `hold_seconds`, counted by its holder from *before* it
@@ -25,11 +28,11 @@ was sent; when they are over, the holder stops, in the middle of `ray up` too. O
 clock is compared with another's. The margin is for what the holder had sent before it stopped: EC2 may do
 it later.
 
-**The holder dies half way**: its lease runs out, and the next try follows it. If the guard's process dies,
-and not its machine, it goes on with its lease: what it knows is in a file that a boot takes away. What a
-try finds half made when it begins (a head that is there and does not answer had its time) it ends first,
-so that there are never two heads; what it makes itself, it continues: `ray up` goes on with a head that it
-finds.
+**The holder dies half way**: its lease runs out, and the next try follows it. If the guard's process
+dies, and not its machine, it goes on with its lease: what it knows is in a file that a boot takes away.
+What a try finds half made when it begins (a head that is there and does not answer had its time, and is
+looked at once more with the lease) it ends first, so that there are never two heads; what it makes
+itself, it continues: `ray up` goes on with a head that it finds.
 
 **An answer gets lost**: a put whose outcome is unknown is sent again, the same bytes; only who reads its
 own nonce holds. `ray up` whose answer is lost has left a head, or has not: the next look tells.
@@ -50,11 +53,14 @@ import msgspec
 
 from .ec2_cluster_mark import is_down
 from .errors import JobsvcError
+from .guard_evidence import Ec2Says, Evidence, Verdict, judge
+from .head_pulse import Questions, Sign
 from .node_settings import GuardSettings
 from .object_store import ObjectStore, PutOutcome, StoreError
 
 PREFIX = "guard/"
 STEP_SECONDS_MAX = 15.0
+GAP_SECONDS_MAX = 60.0
 
 _log = logging.getLogger("jobsvc.guard")
 
@@ -153,7 +159,8 @@ class Guard:
         self._remember = remember
         self._new_nonce = new_nonce
         self._monotonic = monotonic
-        self._stepped_at = monotonic()
+        self._questions = Questions(store, new_nonce)
+        self._stepped_at = self._watched_at = monotonic()
         self._problem: tuple[object, ...] = ()  # what we look at, and for how long we have watched it
         self._problem_seconds = 0.0
         self._first_seen: dict[str, float] = {}  # leases of others
@@ -192,7 +199,13 @@ class Guard:
             return False
         dead = self._memory.head
         leases = [] if may_act else await self._see_leases(dead)
-        if not may_act and not await self._is_gone(dead, up):
+        sign, answering = await self._ask(up)
+        verdict = await self._judge(dead, up, sign)
+        if verdict is Verdict.LIVES:
+            self._settle(answering)
+            self._say(f"head {answering} answers in the store, and not here: the way to it is cut")
+            return False
+        if verdict is not Verdict.DEAD and not may_act:
             return False
         if await is_down(self._store, self._cluster_name):
             self._say(f"{self._cluster_name} has been taken down")
@@ -205,13 +218,7 @@ class Guard:
 
     async def _watch(self, up: list[Head], alive: list[Head]) -> None:
         keeper = min(alive, key=lambda head: (head.launched_at, head.id))
-        claim = self._memory.claim
-        if self._memory.head != keeper.id:
-            self._set(Memory(head=keeper.id))
-            self._first_seen.clear()
-        elif claim is not None:  # it was not dead; when it is, the next try follows this one
-            self._first_seen[claim.key] = claim.since
-            self._set(Memory(head=keeper.id))
+        self._settle(keeper.id)
         self._say(f"head {keeper.id} answers")
         others = tuple(head.id for head in up if head is not keeper)
         if self._watched("two heads", *others) >= self._settings.gone_seconds and others:
@@ -219,29 +226,56 @@ class Guard:
                 _log.warning("%s is a second head beside %s: it is ended", each, keeper.id)
                 await self._cloud.end(each)
 
-    async def _is_gone(self, dead: str, up: list[Head]) -> bool:
+    def _settle(self, keeper: str) -> None:
+        """This head lives: it is the one to be watched, and nothing is to be done for it."""
+        claim = self._memory.claim
+        if self._memory.head != keeper:
+            self._set(Memory(head=keeper))
+            self._first_seen.clear()
+        elif claim is not None:  # it was not dead; when it is, the next try follows this one
+            self._first_seen[claim.key] = claim.since
+            self._set(Memory(head=keeper))
+
+    async def _ask(self, up: list[Head]) -> tuple[Sign, str]:
+        """What the store says of heads whose ports are silent, and which of them has answered.
+
+        One that has answered is enough, and nothing is asked after it that could fail and lose the answer.
+        """
+        signs = set()
+        for head in up:
+            sign = await self._questions.look(head.id)
+            if sign is Sign.ANSWERED:
+                return sign, head.id
+            signs.add(sign)
+        return Sign.ASKED if signs == {Sign.ASKED} else Sign.NOT_ASKED, ""
+
+    async def _judge(self, dead: str, up: list[Head], sign: Sign) -> Verdict:
         """Whether the last head that was alive is to be followed by another."""
-        names = tuple(sorted(head.id for head in up))
-        if not up:
-            watched = self._watched("gone")
+        names = sorted(head.id for head in up)
+        ec2 = Ec2Says.RUNS if dead in names else Ec2Says.COMING if names else Ec2Says.GONE
+        seconds = self._watched(ec2, sign, *names)
+        impaired = (
+            ec2 is Ec2Says.RUNS
+            and sign is Sign.ASKED
+            and seconds >= self._settings.head_silent_seconds
+            and await self._cloud.is_impaired(dead)
+        )
+        if ec2 is Ec2Says.GONE:
             self._say(f"head {dead} is gone")
-            return watched >= self._settings.gone_seconds
-        if dead not in names:
-            self._say(f"head {', '.join(names)} is coming up, after {dead}")
-            return self._watched("coming", *names) >= self._settings.hold_seconds
-        self._say(f"head {dead} is silent, and EC2 says that it runs")
-        watched = self._watched("silent", *names)
-        if watched >= 3 * self._settings.head_silent_seconds:
-            return True
-        return watched >= self._settings.head_silent_seconds and await self._cloud.is_impaired(dead)
+        elif sign is not Sign.ANSWERED:
+            others = "" if ec2 is Ec2Says.RUNS else f", after {dead}"
+            self._say(f"head {', '.join(names)}{others}: {ec2.value}, its port is silent, and {sign.value}")
+        seen = Evidence(ec2=ec2, store=sign, seconds=seconds, is_impaired=impaired)
+        return judge(seen, self._settings)
 
     def _watched(self, *problem: object) -> float:
         """For how long we have looked at this very problem."""
         now = self._monotonic()
         passed = min(now - self._stepped_at, STEP_SECONDS_MAX)
         self._stepped_at = now
-        self._problem_seconds = self._problem_seconds + passed if problem == self._problem else 0.0
-        self._problem = problem
+        is_same = problem == self._problem and now - self._watched_at <= GAP_SECONDS_MAX
+        self._problem_seconds = self._problem_seconds + passed if is_same else 0.0
+        self._problem, self._watched_at = problem, now
         return self._problem_seconds
 
     # --- the lease ------------------------------------------------------------------------------

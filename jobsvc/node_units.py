@@ -4,6 +4,7 @@
 |---|---|---|
 | `jobsvc-ray` | every node | `ray start --block`, started again whenever it ends, and at boot |
 | `jobsvc-service` | head | puts the service into Ray, again after each start of Ray: it is bound to it |
+| `jobsvc-pulse` | head | says in the store that the head lives, when a guard that cannot reach it asks |
 | `jobsvc-watchdog` | all but the head | drains before a spot instance ends; ends a machine without head |
 | `jobsvc-guard` | manager node | brings back a head that is gone |
 
@@ -34,6 +35,7 @@ from .ray_head import LOG_BYTES_MAX, LOG_FILES_MAX, OBJECT_STORE_BYTES, without_
 
 RAY_UNIT, SERVICE_UNIT = "jobsvc-ray.service", "jobsvc-service.service"
 WATCHDOG_UNIT, GUARD_UNIT = "jobsvc-watchdog.service", "jobsvc-guard.service"
+PULSE_UNIT = "jobsvc-pulse.service"
 NEVER_RESTARTED = frozenset({GUARD_UNIT})
 GCS_PORT = 6379
 BOOTSTRAP_CONFIG = "ray_bootstrap_config.yaml"  # in the head's home, both put there by `ray up`
@@ -109,8 +111,10 @@ def unit_environment(
     return {name: merged[name] for name in sorted(merged) if name not in NOT_KEPT}
 
 
-def head_units(node: Node, service: str, service_options: Iterable[str], cluster_file: str) -> Units:
-    """The head: Ray with the autoscaler, and the service in it."""
+def head_units(
+    node: Node, service: str, service_options: Iterable[str], store_options: Iterable[str], cluster_file: str
+) -> Units:
+    """The head: Ray with the autoscaler, the service in it, and beside them who can say that they live."""
     ray = [
         *(node.python, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={GCS_PORT}"),
         f"--autoscaling-config={cluster_file}",
@@ -139,6 +143,11 @@ def head_units(node: Node, service: str, service_options: Iterable[str], cluster
                 ("RestartSec", "2"),
                 ("TimeoutStartSec", "600"),
             ],
+        ),
+        PULSE_UNIT: daemon_unit(
+            node,
+            "jobsvc: tells guards that this head lives",
+            *("-m", "jobsvc", "node", "pulse", *store_options),
         ),
     }
 

@@ -44,7 +44,8 @@ LAYERS = {
           http_jobs http_bulk http_live http_operations http_page http_service http_streams http_api
           client client_bulk client_code client_http client_jobs client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
-          imds drain_notice node_settings node_units node_watchdog guard_files guard guard_machine""",
+          imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
+          guard_files guard guard_machine""",
     5: """serve_app service doctor demo cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster

@@ -1,4 +1,8 @@
-"""A small EC2 and a `ray up` in virtual time, for guards to keep a head alive in."""
+"""A small EC2 and a `ray up` in virtual time, for guards to keep a head alive in.
+
+A head has the real `Pulse`, as a process of its machine: it ends with the machine, hangs with it, and
+answers by its own way to the store.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import asyncio
 import itertools
 from random import Random
 
+from jobsvc.faulty_store import FaultyObjectStore
 from jobsvc.guard import Ec2Silent, Guard, Head, Memory, Sight
+from jobsvc.head_pulse import Pulse
 from jobsvc.node_settings import GuardSettings
 from jobsvc.object_store import ObjectStore
 
@@ -24,22 +30,46 @@ class Machine:
         self.launched_at = launched_at
         self.launched_for = launched_for
         self.state = "running"
-        self.answers = False
+        self.answers = False  # its GCS
         self.impaired = False
+        self.way_to_store: FaultyObjectStore | None = None
+        self.ended_at = 0.0
+        self.ended_alive = False
 
     @property
     def is_up(self) -> bool:
         return self.state == "running"
 
+    @property
+    def pulse(self) -> str:
+        """The name of the process."""
+        return f"pulse of {self.id}"
+
+    async def gcs_answers(self) -> bool:
+        await asyncio.sleep(2.0)
+        return self.answers
+
     def end(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        if self.is_up:
+            self.ended_at, self.ended_alive = loop.time(), self.answers
+        loop.kill(self.pulse)
         self.state, self.answers = "terminated", False
+
+    def hang(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.freeze(self.pulse)
+        self.answers = False
 
 
 class Ec2World:
     """The truth. `launches` names the lease of each machine that was made."""
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Random, store: ObjectStore) -> None:
         self.random = random
+        self.store = store
         self.machines: list[Machine] = []
         self.launches: list[str] = []
         self.most_up = 0
@@ -48,6 +78,7 @@ class Ec2World:
         self.delay_seconds = 0.1
         self.silent_until = 0.0
         self.ended_machines: set[str] = set()  # of guards
+        self.store_faults: dict[str, float] = {}  # between heads and the store
         self._numbers = itertools.count(1)
 
     @property
@@ -57,6 +88,11 @@ class Ec2World:
     def new_head(self, launched_for: str = "operator", *, answers: bool = True) -> Machine:
         machine = Machine(next(self._numbers), self.now, launched_for)
         machine.answers = answers
+        machine.way_to_store = FaultyObjectStore(self.store, self.random, **self.store_faults)
+        pulse = Pulse(machine.way_to_store, machine.id, machine.gcs_answers)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.start(machine.pulse, pulse.run())
         self.machines.append(machine)
         self.most_up = max(self.most_up, len(self.up))
         return machine

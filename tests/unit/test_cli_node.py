@@ -17,7 +17,7 @@ from jobsvc.discovery import ServiceInfo, write_down
 from jobsvc.ec2_cluster_mark import announce_down, is_down
 from jobsvc.errors import Unavailable
 from jobsvc.guard_files import newest
-from jobsvc.node_units import GUARD_UNIT, RAY_UNIT, SERVICE_UNIT, WATCHDOG_UNIT, Systemd
+from jobsvc.node_units import GUARD_UNIT, PULSE_UNIT, RAY_UNIT, SERVICE_UNIT, WATCHDOG_UNIT, Systemd
 from jobsvc.object_store import MemoryObjectStore
 
 CLUSTER = {
@@ -117,7 +117,7 @@ def test_a_head_is_up_when_its_service_answers(host: Host) -> None:
     host.is_head()
     result = jobsvc(*HEAD, "--tasks", "harvest.tasks", "--settings", "allow_shell=true")
     assert "http://127.0.0.1:8000" in result.stdout
-    assert host.deeds == [f"restart {RAY_UNIT}", f"restart {SERVICE_UNIT}"]
+    assert host.deeds == [f"restart {name}" for name in (RAY_UNIT, SERVICE_UNIT, PULSE_UNIT)]
     assert (
         "-m jobsvc node service --data s3://bucket/jobs --port 8000 --tasks harvest.tasks"
         " --settings allow_shell=true\n" in host.unit(SERVICE_UNIT)

@@ -27,6 +27,7 @@ from jobsvc.cluster_doctor import examine_file
 from jobsvc.cluster_file import load_cluster_file, read_cluster_file
 from jobsvc.cluster_file_checks import profile_of
 from jobsvc.guard_files import PREFIX as GUARD_PREFIX
+from jobsvc.head_pulse import PREFIX as PULSE_PREFIX
 from jobsvc.worker_objects import log_key, outbox_key
 
 from .cluster_files import BUCKET, KEY, REGION, ROOT, SHIPPED, VALUES, filled_text, make_secrets, shipped_text
@@ -336,6 +337,13 @@ def test_a_worker_reads_payloads_and_never_the_clusters_key() -> None:
         for entry in statements("worker")
         for each in listed(entry["Action"])
     )
+
+
+def test_a_guard_asks_and_a_head_answers_and_no_job_can_do_it_for_them() -> None:
+    question = of_prefix(f"{PULSE_PREFIX}i-1")
+    for action in ("s3:PutObject", "s3:GetObject", "s3:DeleteObject"):
+        assert allows("head", action, question)  # the guard on the manager node has this role too
+        assert not allows("worker", action, question)
 
 
 @pytest.mark.parametrize("name", ["head", "worker"])

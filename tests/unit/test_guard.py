@@ -24,8 +24,8 @@ class Story:
     """One cluster with one head and one guard, which has seen the head alive."""
 
     def __init__(self) -> None:
-        self.world = Ec2World(Random(1))
         self.store = MemoryObjectStore()
+        self.world = Ec2World(Random(1), self.store)
         self.machine = GuardMachine(self.world, self.store)
         self.head: Machine
 
@@ -139,7 +139,8 @@ def test_a_head_that_stays_silent_is_ended_first_and_then_followed() -> None:
 
 
 def test_a_guard_that_never_saw_a_head_alive_brings_none_back() -> None:
-    world, store = Ec2World(Random(1)), MemoryObjectStore()
+    store = MemoryObjectStore()
+    world = Ec2World(Random(1), store)
 
     async def story() -> None:
         world.new_head().end()
@@ -331,7 +332,7 @@ def test_a_head_that_was_silent_once_does_not_delay_its_replacement_later() -> N
 async def chaos(seed: int, shared: ObjectStore) -> Ec2World:
     """Three guards, a bad store, a slow EC2, launches that fail; guards die and come back remembering."""
     random = Random(seed)
-    world = Ec2World(random)
+    world = Ec2World(random, shared)
     world.delay_seconds = random.choice((0.1, 1.0, 8.0))
     world.launch_failures = random.choice((0, 0, 1, 3))
     loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ import pytest
 from jobsvc.errors import Unavailable
 from jobsvc.node_units import (
     GUARD_UNIT,
+    PULSE_UNIT,
     RAY_UNIT,
     SERVICE_UNIT,
     WATCHDOG_UNIT,
@@ -62,7 +63,7 @@ def node(code: str = "1", **changes: str) -> Node:
 
 
 def head(of: Node | None = None) -> Units:
-    return head_units(of or node(), "jobsvc", [*DATA, "--port", "8000"], "/somewhere/cluster.yaml")
+    return head_units(of or node(), "jobsvc", [*DATA, "--port", "8000"], DATA, "/somewhere/cluster.yaml")
 
 
 def entries(text: str) -> list[tuple[str, str]]:
@@ -101,7 +102,7 @@ def test_code_from_a_checkout_is_found() -> None:
 
 def test_the_head_runs_ray_with_the_autoscaler_and_then_the_service() -> None:
     units = head()
-    assert list(units) == [RAY_UNIT, SERVICE_UNIT]
+    assert list(units) == [RAY_UNIT, SERVICE_UNIT, PULSE_UNIT]
     ray = value(units[RAY_UNIT], "ExecStart")
     assert ray.startswith("/venv/bin/python -m ray.scripts.scripts start --head --block --port=6379")
     assert "--autoscaling-config=/somewhere/cluster.yaml" in ray
@@ -114,6 +115,14 @@ def test_the_head_runs_ray_with_the_autoscaler_and_then_the_service() -> None:
     )
     assert value(service, "BindsTo") == value(service, "PartOf") == RAY_UNIT
     assert value(service, "Type") == "oneshot"
+
+
+def test_who_says_that_the_head_lives_does_not_end_with_its_ray() -> None:
+    pulse = head()[PULSE_UNIT]
+    assert value(pulse, "ExecStart") == "/venv/bin/python -m jobsvc node pulse --data s3://bucket/jobs"
+    assert value(pulse, "Restart") == "always"
+    assert not {"BindsTo", "PartOf", "Requires"} & {name for name, _ in entries(pulse)}
+    assert '"RAY_CLOUD_INSTANCE_ID=i-1"' in pulse
 
 
 def test_a_worker_joins_its_head_and_has_a_watchdog() -> None:
@@ -208,9 +217,9 @@ class Host:
 
 def test_a_new_machine_gets_its_units_enabled_and_started(tmp_path: Path) -> None:
     host = Host(tmp_path)
-    assert host.install(head()) == [RAY_UNIT, SERVICE_UNIT]
+    assert host.install(head()) == [RAY_UNIT, SERVICE_UNIT, PULSE_UNIT]
     assert (tmp_path / RAY_UNIT).read_text() == head()[RAY_UNIT]
-    assert host.said[:2] == ["systemctl daemon-reload", f"systemctl enable {RAY_UNIT} {SERVICE_UNIT}"]
+    assert host.said[:2] == ["systemctl daemon-reload", f"systemctl enable {' '.join(head())}"]
 
 
 def test_the_same_again_touches_nothing(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_the_same_again_touches_nothing(tmp_path: Path) -> None:
 def test_new_code_or_other_settings_are_started(tmp_path: Path) -> None:
     host = Host(tmp_path)
     host.install(head())
-    assert host.install(head(node(code="2"))) == [RAY_UNIT, SERVICE_UNIT]
+    assert host.install(head(node(code="2"))) == [RAY_UNIT, SERVICE_UNIT, PULSE_UNIT]
     assert f"systemctl restart {RAY_UNIT}" in host.said
 
 
