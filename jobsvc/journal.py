@@ -4,7 +4,8 @@ Who does what
 -------------
 `LogReader` is the one way in which a state comes to be: start, follow and recovery all are `restart`, then
 `read_next` again and again. `claim` ends an epoch and makes the caller the leader of the next. `LogWriter` is
-what a leader appends with. `snapshots.py` writes and prunes. All of them know bytes, not jobs.
+what a leader appends with. `snapshots.py` writes and prunes, `read_ahead.py` fetches for a reader that is
+behind. All of them know bytes, not jobs.
 
 The rules, by the numbers that docs and tests use
 -------------------------------------------------
@@ -65,6 +66,7 @@ from .log_records import (
     takeover_record,
 )
 from .object_store import ObjectStore, PutOutcome, StoreError
+from .read_ahead import DEFAULT_REACH, Reach, ReadAhead
 from .snapshots import list_snapshots, load_newest
 
 __all__ = [
@@ -108,8 +110,11 @@ class LogReader:
     await, and state and `mark` belong together at every await.
     """
 
-    def __init__(self, store: ObjectStore, cluster_id: bytes, first: Mark | None = None) -> None:
+    def __init__(
+        self, store: ObjectStore, cluster_id: bytes, first: Mark | None = None, reach: Reach = DEFAULT_REACH
+    ) -> None:
         self._store = store
+        self._records = ReadAhead(store, reach)
         self._cluster_id = cluster_id
         self._mark = first if first is not None else Mark()
         self._stale: str | None = None  # why this reader must restart
@@ -136,6 +141,7 @@ class LogReader:
         Raises DataMissing if there are snapshots and none of them verifies, StoreError to try again.
         """
         loaded = await load_newest(self._store, self._cluster_id)
+        self._records.begin()
         self._mark = loaded.mark
         self._stale = None
         self._end_is_proved = False
@@ -151,7 +157,7 @@ class LogReader:
         while True:
             self._refuse_if_stale()
             mark = self._mark
-            encoded = await self._store.get(log_key(mark.next_position))
+            encoded = await self._records.get(mark.next_position)
             if encoded is None:
                 await self.prove_end()
                 return None

@@ -7,6 +7,7 @@ so histories can be compared to the last record. The world watches:
 - an acknowledged record comes after all that were acknowledged before its append began (`acknowledge`);
 - the newest snapshot is never deleted (`WatchedStore.delete`);
 - at the end a fresh replay holds every acknowledged record once, and each writer's in order;
+- a reader is never told that there is nothing where something lay already when it asked (`read_next`);
 - every data record was written by the process whose takeover began its epoch: a void claimant writes nothing;
 - when the faults stop, somebody leads and records are acknowledged.
 
@@ -24,8 +25,9 @@ from typing import NamedTuple
 from jobsvc.errors import Fatal
 from jobsvc.faulty_store import FaultRates, FaultyObjectStore
 from jobsvc.journal import LogReader, LogWriter, Record, StaleReader, claim
-from jobsvc.log_records import Mark, decode_record
+from jobsvc.log_records import Mark, decode_record, log_key
 from jobsvc.object_store import MemoryObjectStore, PutOutcome, StoreError
+from jobsvc.read_ahead import Reach
 from jobsvc.snapshots import InvalidSnapshot, SnapshotGone, prune, write_snapshot
 
 from .virtual_loop import Deadlock, VirtualLoop, run
@@ -33,6 +35,7 @@ from .virtual_loop import Deadlock, VirtualLoop, run
 CLUSTER = b"simulated world."
 ENTRY_BYTES = 8
 CALM_SECONDS = 200.0
+REACH = Reach(records_max=5, bytes_max=5 * 1024, after_records=2)  # so little that it is used all the time
 
 
 class Violation(AssertionError):
@@ -104,6 +107,9 @@ class WatchedStore(MemoryObjectStore):
             self.trace(f"put {key} {outcome.value}")
         return outcome
 
+    def lying_at(self, key: str) -> bytes | None:
+        return self._objects.get(key)
+
     async def delete(self, key: str) -> None:
         if key.startswith("snapshots/") and key in self._objects:
             newest = max(other for other in self._objects if other.startswith("snapshots/"))
@@ -144,7 +150,7 @@ class Node:
         )
         if world.calm:
             self.store.calm()
-        self.reader = LogReader(self.store, CLUSTER)
+        self.reader = LogReader(self.store, CLUSTER, reach=REACH)
         self.state: list[bytes] = []
         self.inbox: list[bytes] = []
         self.snapshot: asyncio.Task[None] | None = None
@@ -182,7 +188,7 @@ class Node:
                 pushed = reader.accept_pushed(encoded)
                 if pushed is not None:
                     self.apply(pushed)
-            record = await reader.read_next()
+            record = await self.read_next()
             if record is not None:
                 self.apply(record)
                 quiet = 0
@@ -200,6 +206,16 @@ class Node:
                 if writer is not None:
                     self.apply_takeover(writer)
                     return writer
+
+    async def read_next(self) -> Record | None:
+        mark, world = self.reader.mark, self.world
+        key = log_key(mark.next_position)
+        lying_there = world.store.lying_at(key)
+        record = await self.reader.read_next()
+        same = self.reader.mark is mark and world.store.lying_at(key) is lying_there
+        if record is None and lying_there is not None and same:
+            world.find(f"{self.name} was told that {key} is not there, but it was")
+        return record
 
     def apply_takeover(self, writer: LogWriter) -> None:
         self.state.append(writer.mark.chain[:ENTRY_BYTES])
@@ -332,7 +348,7 @@ class World:
                 self.find(f"{writer_of(record)} wrote {record.position} without having won that epoch")
 
     async def replay(self) -> list[bytes]:
-        reader = LogReader(self.store, CLUSTER)
+        reader = LogReader(self.store, CLUSTER, reach=REACH)
         body = await reader.restart()
         state = [] if body is None else entries(body)
         while (record := await reader.read_next()) is not None:
