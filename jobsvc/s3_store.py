@@ -41,7 +41,7 @@ from .settings import Settings
 T = TypeVar("T")
 
 PUT_THREADS = 4
-READ_THREADS = 8
+READ_THREADS = 16  # what one Python keeps busy: boto3 takes more than a millisecond for a GET
 READ_ATTEMPTS = 3
 CONNECT_TIMEOUT_SECONDS = 2
 READ_TIMEOUT_SECONDS = 5
@@ -332,7 +332,7 @@ def _make_client(session: Any, endpoint_url: str | None, checksums: str, *, atte
         retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=CONNECT_TIMEOUT_SECONDS,
         read_timeout=READ_TIMEOUT_SECONDS,
-        max_pool_connections=16,
+        max_pool_connections=READ_THREADS,
         tcp_keepalive=True,
         request_checksum_calculation=checksums,
         response_checksum_validation=checksums,
