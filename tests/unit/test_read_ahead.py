@@ -16,6 +16,9 @@ from jobsvc.read_ahead import Reach, ReadAhead
 from jobsvc.snapshots import prune, write_snapshot
 from tests.simulation.virtual_loop import run
 
+from . import manager_world
+from .manager_world import Pair, until
+
 CLUSTER = b"cluster of tests"
 GET_SECONDS = 0.02
 SMALL = Reach(records_max=4, bytes_max=4 * 1024, after_records=3)
@@ -430,3 +433,28 @@ def test_a_reader_that_gives_up_waiting_loses_nothing() -> None:
         assert await read_on(reader) == bodies[12:]
 
     run(story())
+
+
+def test_a_fresh_manager_that_must_take_over_reads_ahead_too() -> None:
+    async def story(pair: Pair) -> None:
+        first = pair.start("manager-a")
+        await until(lambda: first.role == "leader")
+        for number in range(400):
+            await pair.enqueue(first, number)
+        records = first.leader.commits.mark.records if first.leader is not None else 0
+        assert records >= 400
+        real_get = pair.store.get
+
+        async def get(key: str, offset: int = 0, length: int | None = None) -> bytes | None:
+            await asyncio.sleep(GET_SECONDS)
+            return await real_get(key, offset, length)
+
+        pair.store.get = get  # type: ignore[method-assign]
+        pair.kill("manager-a")
+        began = asyncio.get_running_loop().time()
+        second = pair.start("manager-b")
+        await until(lambda: second.role == "leader")
+        assert len(second.state.jobs) == 400
+        assert asyncio.get_running_loop().time() - began < records * GET_SECONDS / 4
+
+    manager_world.run(story)
