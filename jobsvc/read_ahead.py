@@ -35,7 +35,8 @@ restart it grows from the first record. A follower must first read `after_record
 is pushed to does not: it asks for exactly what it asked for without this module.
 
 Bounds: `records_max` are asked for or held, and each of them with an equal share of `bytes_max`. Of a larger
-record only that share is fetched, and dropped.
+record only that share is fetched, and dropped. What was asked for and is not wanted any more is cancelled;
+a store that works in threads may still finish as many of them as it has threads.
 """
 
 from __future__ import annotations
