@@ -7,6 +7,7 @@ without an answer its finding says "not checked". Only what AWS has answered is 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -38,6 +39,10 @@ REFUSED = {
 }
 ROLE_OF_SPOT = "AWSServiceRoleForEC2Spot"
 ALLOWED = "allowed"
+
+# Each counts the vCPUs of all Standard families together, in one region of the account.
+ON_DEMAND_QUOTA, SPOT_QUOTA = "L-1216C47A", "L-34B43A08"
+STANDARD_FAMILIES = {"a", "c", "d", "h", "i", "im", "is", "m", "r", "t", "z"}
 
 Clients = Callable[[str], Any]  # name of a service -> boto3's client
 
@@ -128,6 +133,8 @@ def _finding(name: str, check: Callable[[Question], Complaints], good: str, ques
         if not complaints:
             return Finding(name, True, f"not checked: {error}")
         complaints.append(f"the rest was not checked: {error}")
+    if name in WARNINGS and complaints:
+        return Finding(name, True, f"warning: {'; '.join(complaints)}")
     return Finding(name, not complaints, "; ".join(complaints) or good)
 
 
@@ -292,6 +299,40 @@ def subnets(question: Question) -> Complaints:
         yield f"all subnets are in {usable[0]['AvailabilityZone']}: when it has no machines, nor will you"
 
 
+def quotas(question: Question) -> Complaints:
+    """After `instance_types`. Other machines of the account count too, so room here is no promise."""
+    for code, is_spot in ((ON_DEMAND_QUOTA, False), (SPOT_QUOTA, True)):
+        needed = _cores_at_most(question, is_spot)
+        if not needed:
+            continue
+        answer = question.client("service-quotas").get_service_quota(ServiceCode="ec2", QuotaCode=code)
+        allowed = answer["Quota"]["Value"]
+        if needed > allowed:
+            yield (
+                f"quota {code}: {allowed:g} vCPUs {'on spot' if is_spot else 'on demand'},"
+                f" and with max_workers it may come to {needed}"
+            )
+
+
+def _cores_at_most(question: Question, is_spot: bool) -> int:
+    """vCPUs of Standard types that this cluster has in one market when it is as large as it may be."""
+    cluster, cores, total = question.cluster, [], 0
+    for each in cluster.node_types.values():
+        family = re.match("[a-z]*", each.instance_type)
+        if each.is_spot is not is_spot or family is None or family[0] not in STANDARD_FAMILIES:
+            continue
+        of_one = int(question.types.get(each.instance_type, {}).get("VCpuInfo", {}).get("DefaultVCpus", 0))
+        if each is cluster.head:
+            total += of_one
+        else:
+            cores.append((of_one, each.max_workers))
+    left = cluster.max_workers
+    for of_one, machines in sorted(cores, reverse=True):
+        total += of_one * min(machines, left)
+        left -= min(machines, left)
+    return total
+
+
 # --- rights ---------------------------------------------------------------------------------------
 
 
@@ -326,6 +367,9 @@ def rights(question: Question) -> Complaints:
         for action, key in (("s3:GetObject", "payloads/x"), ("s3:PutObject", "results/x")):
             if not _may(question, each, action, f"{objects}/{key}", {}):
                 yield f"{each.name}: role {_role(question, each)} may not {action} on {objects}/{key}"
+        asked = f"{objects}/pulse/x"
+        if _role(question, each) and _may(question, each, "s3:DeleteObject", asked, {}):
+            yield f"{each.name}: its jobs may delete {asked}, so a dead head could pass for a living one"
         secret = f"{objects}/cluster/files/x"
         if _role(question, each) and _may(question, each, "s3:GetObject", secret, {}):
             yield f"{each.name}: its jobs may read {secret}, where the cluster's SSH key is"
@@ -366,9 +410,11 @@ def _may(
     return all(each["EvalDecision"] == ALLOWED for each in answer["EvaluationResults"])
 
 
+WARNINGS = {"quotas"}  # what need not be wrong
 CHECKS: dict[str, tuple[Callable[[Question], Complaints], str]] = {
     "bucket": (bucket, "in the machines' region, and nothing deletes in it"),
     "instance types": (instance_types, "offered"),
+    "quotas": (quotas, "room for all machines of the file, if the account has no others"),
     "images": (images, "there"),
     "key pair": (key_pairs, "there"),
     "security group": (security_groups, "open to its members, not to the world"),

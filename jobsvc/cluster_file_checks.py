@@ -264,6 +264,10 @@ def limits(cluster: ClusterFile) -> Complaints:
 
 
 def spot_types(cluster: ClusterFile) -> Complaints:
+    for each in cluster.node_types.values():
+        options = (each.node_config.get("InstanceMarketOptions") or {}).get("SpotOptions") or {}
+        if options.get("SpotInstanceType") == "persistent":
+            yield f"{each.name}: SpotInstanceType: EC2 would start a persistent request's machine again"
     types = {each.instance_type for each in workers(cluster) if each.is_spot and each.max_workers}
     on_demand = any(not each.is_spot and each.max_workers for each in workers(cluster))
     if types and len(types) < SPOT_TYPES_MIN and not on_demand:

@@ -1,4 +1,4 @@
-"""What a cluster has on EC2: machines, disks and addresses that carry its tag; and how they are ended.
+"""What a cluster has on EC2: machines, disks, addresses and spot requests with its tag; how they are ended.
 
 Ray tags its instances with `ray-cluster-name`; the cluster file's TagSpecifications put the same tag on
 volumes, and whoever makes an Elastic IP for the cluster tags it likewise. Nothing else is ever looked at:
@@ -55,10 +55,12 @@ NOT_NOW = {
     "ResourceLocked",
     "VolumeInUse",
 }
+STARTS = {"open", "active", "disabled"}  # states of a spot request that is not over
 GONE = {
     "InvalidAllocationID.NotFound",
     "InvalidAssociationID.NotFound",
     "InvalidInstanceID.NotFound",
+    "InvalidSpotInstanceRequestID.NotFound",
     "InvalidVolume.NotFound",
 }
 
@@ -111,6 +113,14 @@ class Address(msgspec.Struct, frozen=True, kw_only=True):
     instance: str
 
 
+class SpotRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One that starts a machine again whenever it has none, until it is cancelled."""
+
+    id: str
+    state: str  # open, active, disabled
+    instance: str
+
+
 def ec2_client(region: str, credentials: Mapping[str, str] | None = None) -> Any:
     """boto3's client: its usual places for credentials and address, one attempt for each call."""
     import boto3
@@ -147,6 +157,17 @@ class Ec2:
         found = self._call("describe_addresses", Filters=_tagged(cluster_name)).get("Addresses", [])
         return [_address(each) for each in found if _carries(each, cluster_name)]
 
+    def persistent_spot_requests(self, cluster_name: str) -> list[SpotRequest]:
+        """Those that can still start a machine. (A request for one machine once is over with it.)"""
+        pages = self._pages(
+            "describe_spot_instance_requests", "SpotInstanceRequests", Filters=_tagged(cluster_name)
+        )
+        return [
+            _spot_request(each)
+            for each in pages
+            if _carries(each, cluster_name) and each.get("Type") == "persistent" and each["State"] in STARTS
+        ]
+
     # --- ending ---------------------------------------------------------------------------------
 
     def terminate(self, ids: Sequence[str]) -> dict[str, Ec2Error]:
@@ -178,6 +199,10 @@ class Ec2:
         if address.association:
             self._ended("disassociate_address", AssociationId=address.association)
         self._ended("release_address", AllocationId=address.id)
+
+    def cancel(self, request: SpotRequest) -> None:
+        """Have it start no more machines; the one that it has is not touched. Raises Ec2Error."""
+        self._ended("cancel_spot_instance_requests", SpotInstanceRequestIds=[request.id])
 
     # --- one call -------------------------------------------------------------------------------
 
@@ -278,6 +303,12 @@ def _address(entry: Mapping[str, Any]) -> Address:
         public_ip=entry.get("PublicIp", ""),
         association=entry.get("AssociationId") or "",
         instance=entry.get("InstanceId") or "",
+    )
+
+
+def _spot_request(entry: Mapping[str, Any]) -> SpotRequest:
+    return SpotRequest(
+        id=entry["SpotInstanceRequestId"], state=entry["State"], instance=entry.get("InstanceId") or ""
     )
 
 

@@ -16,6 +16,9 @@ guarded  no head, but a manager's machine is up, and the guard on it may be brin
 gone     neither of them, or the operator says that the cluster is dead: everything with the tag is left
          behind.
 
+A persistent spot request starts machines again, so it stays as long as what is up stays, and is cancelled
+before any machine is ended. Ray makes none; it is known to be the cluster's only if it carries the tag.
+
 Without a list of the machines nothing is known to be dead, and nothing is ended. A volume or an address with
 the tag that is attached to a machine without it is in somebody's use, and stays. So does a volume without
 the tag that outlives its machine; both are reported, since they cost money.
@@ -35,7 +38,7 @@ from typing import TypeVar
 
 import msgspec
 
-from .ec2_instances import HEAD, Address, Ec2, Ec2Error, Instance, Volume
+from .ec2_instances import HEAD, Address, Ec2, Ec2Error, Instance, SpotRequest, Volume
 
 YOUNG_SECONDS = 900.0
 WAIT_SECONDS = 300.0  # for machines to be terminated, after which their disks are free
@@ -70,9 +73,9 @@ DONE = (Verdict.ENDED, Verdict.KEEP)
 
 
 class Item(msgspec.Struct, frozen=True):
-    """A machine, a disk or an address, and what is to become of it."""
+    """A machine, a disk, an address or a spot request, and what is to become of it."""
 
-    kind: str  # instance, volume, address
+    kind: str  # instance, volume, address, spot request
     id: str
     state: str  # EC2's word
     verdict: Verdict
@@ -82,9 +85,10 @@ class Item(msgspec.Struct, frozen=True):
 class Found(msgspec.Struct, frozen=True):
     """What carries the tag. None: EC2 did not say; `errors` tells why."""
 
-    instances: list[Instance] | None
-    volumes: list[Volume] | None
-    addresses: list[Address] | None
+    instances: list[Instance] | None = None
+    volumes: list[Volume] | None = None
+    addresses: list[Address] | None = None
+    requests: list[SpotRequest] | None = None
     errors: tuple[Ec2Error, ...] = ()
 
 
@@ -126,6 +130,7 @@ def judge(case: Case, found: Found, now: float) -> Report:
     items = [*instances]
     items += [_judge_volume(each, standing, verdicts, now) for each in found.volumes or ()]
     items += [_judge_address(each, standing, verdicts) for each in found.addresses or ()]
+    items += [_judge_request(each, standing) for each in found.requests or ()]
     items += _strays(found, verdicts)
     return Report(
         cluster=case.cluster,
@@ -222,6 +227,15 @@ def _judge_address(address: Address, standing: str, verdicts: dict[str, Verdict]
     return Item("address", address.id, state, verdict, f"{address.public_ip}: {why}")
 
 
+def _judge_request(request: SpotRequest, standing: str) -> Item:
+    verdict, why = {
+        "live": (Verdict.KEEP, "belongs to a live cluster"),
+        "guarded": (Verdict.UNSURE, "has no head; a guard may be bringing one"),
+        "gone": (Verdict.END, "starts machines, and has no live cluster"),
+    }.get(standing, (Verdict.UNSURE, "it is not known which machines live"))
+    return Item("spot request", request.id, request.state, verdict, f"persistent: {why}")
+
+
 def _verdict_by_machines(machines: tuple[str, ...], verdicts: dict[str, Verdict]) -> tuple[Verdict, str]:
     """What is attached goes with its machine. One machine that stays is enough for it to stay."""
     names = ", ".join(machines)
@@ -260,7 +274,7 @@ class Sweep:
         self._case = case
         self._say = say
         self._clock = clock or Clock()
-        self._found = Found(None, None, None)
+        self._found = Found()
         self._ended: dict[str, Item] = {}
         self._strays: dict[str, Item] = {}
         self._refused: dict[str, Ec2Error] = {}
@@ -272,6 +286,7 @@ class Sweep:
             _answer(lambda: self._ec2.instances(self._case.cluster), errors),
             _answer(lambda: self._ec2.volumes(self._case.cluster), errors),
             _answer(lambda: self._ec2.addresses(self._case.cluster), errors),
+            _answer(lambda: self._ec2.persistent_spot_requests(self._case.cluster), errors),
             tuple(errors),
         )
         report = judge(self._case, self._found, self._clock.now())
@@ -297,6 +312,9 @@ class Sweep:
     def _end_all(self, report: Report) -> bool:
         """One round. True if something was there to be ended."""
         due = {each.id: each for each in report.having(Verdict.END) if self._may_try(each.id)}
+        for request in self._found.requests or ():
+            if request.id in due:
+                self._note(due[request.id], _failure(partial(self._ec2.cancel, request)))
         machines = [each.id for each in self._in_order(self._found.instances or []) if each.id in due]
         failed = self._ec2.terminate(machines)
         for name in machines:
@@ -348,6 +366,7 @@ class Sweep:
             "instance": self._found.instances is not None,
             "volume": self._found.volumes is not None,
             "address": self._found.addresses is not None,
+            "spot request": self._found.requests is not None,
         }
         items += [
             msgspec.structs.replace(each, state="gone", verdict=Verdict.ENDED)

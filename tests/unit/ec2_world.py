@@ -80,6 +80,21 @@ class Ec2World:
             self.client.associate_address(AllocationId=name, InstanceId=machine)
         return name
 
+    def spot_request(self, *, cluster: str | None = CLUSTER, kind: str = "persistent") -> str:
+        tags = {} if cluster is None else {CLUSTER_TAG: cluster}
+        made = self.client.request_spot_instances(
+            InstanceCount=1, Type=kind, LaunchSpecification={"ImageId": "ami-12c6146b"}
+        )["SpotInstanceRequests"][0]
+        if tags:
+            names = [made["SpotInstanceRequestId"], made["InstanceId"]]
+            self.client.create_tags(Resources=names, Tags=_pairs(tags))
+        return str(made["SpotInstanceRequestId"])
+
+    def spot_requests(self) -> set[str]:
+        """Those that are not over; moto forgets the others."""
+        found = self.client.describe_spot_instance_requests()["SpotInstanceRequests"]
+        return {each["SpotInstanceRequestId"] for each in found}
+
     # --- what there is -------------------------------------------------------------------------
 
     def states(self) -> dict[str, str]:

@@ -77,6 +77,7 @@ def edit(document: Document, field: str, old: str, new: str) -> None:
 OPEN_SSH = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
 OPEN_6 = {"IpProtocol": "-1", "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}
 SPOT = {"MarketType": "spot"}
+PERSISTENT = {"MarketType": "spot", "SpotOptions": {"SpotInstanceType": "persistent"}}
 GPU_POOL = '{"default": {}, "gpu": {"num_gpus": 1}}'
 HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
 
@@ -130,6 +131,8 @@ TRAPS: list[tuple[str, Change, str, str]] = [  # what, how the file gets it, whi
     ("Ray's speed", lambda d: d.pop("upscaling_speed"), "upscaling", "upscaling_speed is 1"),
     ("no room", lambda d: d.update(max_workers=1), "limits", "no room"),
     ("less than the least", lambda d: d.update(max_workers=0), "limits", "min_workers"),
+    ("a machine that comes back", lambda d: machine(d).update(InstanceMarketOptions=PERSISTENT),
+     "spot types", "again"),
     ("one kind of machine", lambda d: machine(d).update(InstanceType="m5a.xlarge"),
      "spot types", "m5a.xlarge"),
     ("jobs on the head", lambda d: types(d)["head"]["resources"].pop("CPU"), "head", "CPU: 0"),
@@ -230,8 +233,10 @@ class World:
     def __init__(self, client: Clients) -> None:
         self.client = client
         self.denied: set[str] = {
-            "s3:GetObject cluster"
+            "s3:GetObject cluster",
+            "s3:DeleteObject pulse",
         }  # "action part-of-resource" that IAM's simulation denies
+        self.quotas = {"L-1216C47A": 4096.0, "L-34B43A08": 4096.0}  # on demand, spot
         self.s3 = client("s3")
         self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
         self.ec2 = client("ec2")
@@ -290,6 +295,8 @@ def world(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         def call(client: Any, operation: str, arguments: Document) -> Any:
             if operation == "SimulatePrincipalPolicy":
                 return world.simulate(arguments)
+            if operation == "GetServiceQuota":
+                return {"Quota": {"Value": world.quotas[arguments["QuotaCode"]]}}
             return asked(client, operation, arguments)
 
         monkeypatch.setattr(BaseClient, "_make_api_call", call)
@@ -307,7 +314,7 @@ def test_in_a_good_account_nothing_is_wrong_and_all_is_checked(world: World) -> 
     findings = asked(world.document(), world.client)
     assert failing(findings) == {}
     assert not any("not checked" in each.found for each in findings)
-    assert len(findings) == 10
+    assert len(findings) == 11
 
 
 def rule(**what: Any) -> Document:
@@ -383,7 +390,8 @@ MISTAKES: list[tuple[Callable[[World, Document], object], str, str]] = [
     (lambda w, d: w.denied.add("iam:PassRole role/jobsvc-worker"), "rights", "iam:PassRole"),
     (lambda w, d: w.denied.add("ec2:RunInstances instance"), "rights", "ec2:RunInstances"),
     (lambda w, d: w.denied.add("s3:PutObject results"), "rights", "role/jobsvc-worker may not"),
-    (lambda w, d: w.denied.clear(), "rights", "SSH key"),
+    (lambda w, d: w.denied.remove("s3:GetObject cluster"), "rights", "SSH key"),
+    (lambda w, d: w.denied.remove("s3:DeleteObject pulse"), "rights", "a dead head"),
 ]
 
 
@@ -398,6 +406,42 @@ def test_each_mistake_in_the_account_is_found(
     found = failing(asked(document, world.client))
     assert list(found) == [check], found
     assert says in found[check]
+
+
+@pytest.mark.parametrize(
+    ("code", "needed", "market"),
+    # two m6i.large; twenty machines of four vCPUs, less the manager node's place if there is no room for all
+    [("L-1216C47A", 4, "on demand"), ("L-34B43A08", 80, "on spot")],
+)
+def test_a_quota_that_is_too_small_for_the_file_is_a_warning(
+    world: World, code: str, needed: int, market: str
+) -> None:
+    world.quotas[code] = needed
+    assert quota_of(world).found.startswith("room for all")
+    world.quotas[code] = needed - 1.0
+    finding = quota_of(world)
+    assert finding.ok
+    assert finding.found.startswith("warning: ")
+    assert f"{needed - 1} vCPUs {market}" in finding.found and f"come to {needed}" in finding.found
+
+
+def test_a_cluster_asks_for_no_more_machines_than_it_may_have(world: World) -> None:
+    document = world.document()
+    document["max_workers"] = 5
+    world.quotas["L-34B43A08"] = 20.0
+    assert quota_of(world, document).found.startswith("room for all")
+
+
+def test_types_that_these_quotas_do_not_count_are_left_out(world: World) -> None:
+    document = world.document()
+    machine(document)["InstanceType"] = "g4dn.xlarge"
+    world.quotas["L-34B43A08"] = 40.0
+    assert quota_of(world, document).found.startswith("room for all")
+
+
+def quota_of(world: World, document: Document | None = None) -> Finding:
+    (found,) = [each for each in asked(document or world.document(), world.client) if each.check == "quotas"]
+    return found
 
 
 @pytest.mark.parametrize(("seconds", "says"), [(-3600.0, "behind"), (900.0, "ahead of")])

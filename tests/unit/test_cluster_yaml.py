@@ -377,7 +377,7 @@ def test_no_policy_gives_everything(name: str) -> None:
             assert reads or "*" not in listed(entry["Resource"]), action
 
 
-CALL = re.compile(r"\b(?:describe|terminate|delete|release|disassociate|get|simulate|head)_[a-z_]+\b")
+CALL = re.compile(r"\b(?:describe|terminate|delete|release|disassociate|cancel|get|simulate|head)_[a-z_]+\b")
 HEADS_CALLS = ("guard_machine",)
 OPERATORS_CALLS = ("ec2_instances", "cluster_aws_checks")
 FREE = {"GetCallerIdentity", "HeadBucket", "HeadAnswers"}  # need no right, or their refusal is an answer

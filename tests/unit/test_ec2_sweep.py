@@ -106,6 +106,39 @@ def test_addresses_are_released_with_or_without_their_machine(world: Ec2World) -
     assert world.states() == {}
 
 
+def test_a_persistent_spot_request_is_cancelled_before_its_machine_is_ended(world: Ec2World) -> None:
+    # given requests of this cluster, of another and of nobody
+    ours, other, nobodys = (world.spot_request(cluster=each) for each in (CLUSTER, "harvest2", None))
+    once = world.spot_request(kind="one-time")
+    client = FlakyClient(world.client, 1, fail_rate=0.0)
+    report = sweep_of(world, client=client).end()
+    # then only ours is cancelled; what is over with its machine is left to that
+    assert report.is_clean
+    assert verdicts(report)[ours] is Verdict.ENDED
+    assert not {other, nobodys, once} & set(verdicts(report))
+    assert world.spot_requests() == {other, nobodys, once}
+    assert client.calls.index("cancel_spot_instance_requests") < client.calls.index("terminate_instances")
+
+
+def test_a_persistent_spot_request_of_a_live_or_guarded_cluster_stays(world: Ec2World) -> None:
+    request = world.spot_request()
+    manager = world.machine("manager")
+    assert verdicts(sweep_of(world).end())[request] is Verdict.UNSURE
+    head = world.machine("head")
+    assert verdicts(sweep_of(world).end())[request] is Verdict.KEEP
+    assert world.spot_requests() == {request}
+    # until the cluster is said to be dead
+    report = sweep_of(world, dead=True).end()
+    assert report.is_clean and {request, head, manager} <= set(verdicts(report))
+    assert world.spot_requests() == set()
+
+
+def test_whether_there_are_spot_requests_is_not_known_if_ec2_does_not_say(world: Ec2World) -> None:
+    client = FlakyClient(world.client, 1, fail_rate=1.0, names="describe_spot_instance_requests")
+    report = sweep_of(world, client=client).look()
+    assert not report.is_clean and "describe_spot_instance_requests" in report.unknown[0]
+
+
 # --- what stays -----------------------------------------------------------------------------------
 
 
