@@ -7,7 +7,6 @@ started on free ports in folders of their own and ended afterwards.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import tempfile
 from contextlib import ExitStack
@@ -22,18 +21,11 @@ from jobsvc.settings import PoolSettings, Settings
 
 from . import figures
 from .figures import Bench, Figure
+from .machine import cpu
 
 
 def machine() -> str:
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
+    return f"{cpu()}, Python {platform.python_version()}"
 
 
 def start(folder: Path, data: str, endpoint: str | None) -> Bench:

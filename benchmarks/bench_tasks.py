@@ -1,42 +1,34 @@
-"""The work that is measured: W1 does nothing, W2 hashes. Registered as `bench.noop` and `bench.sha`."""
+"""The work that is measured, as tasks: W1 does nothing, W2 hashes."""
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 
 import jobsvc
 
-ARGUMENT_BYTES = 200
-SHA_BUFFER_BYTES = 16 * 1024
-SHA_ROUNDS = 1000
+from . import work
+from .work import argument
 
-
-def argument(number: int) -> str:
-    """A 200-byte text argument, different for each job."""
-    return f"{number:08d}".ljust(ARGUMENT_BYTES, "x")
+__all__ = ["argument", "nap", "noop", "noted_nap", "sha"]
 
 
 @jobsvc.task(name="bench.noop")
 def noop(text: str) -> list[float]:
-    """W1: does nothing; the result is the time at which it started."""
-    return [time.time(), len(text)]
+    """W1."""
+    return work.noop(text)
 
 
 @jobsvc.task(name="bench.sha")
 def sha(text: str) -> list[object]:
-    """W2: sha512 over a 16 KiB buffer, then over its own digest, 1,000 times."""
-    started = time.time()
-    return [started, sha_of(text)]
+    """W2."""
+    return work.sha(text)
 
 
-def sha_of(text: str) -> str:
-    seed = text.encode()
-    digest = hashlib.sha512((seed * (SHA_BUFFER_BYTES // len(seed) + 1))[:SHA_BUFFER_BYTES]).digest()
-    for _ in range(SHA_ROUNDS - 1):
-        digest = hashlib.sha512(digest).digest()
-    return digest.hex()
+@jobsvc.task(name="bench.noted_nap")
+def noted_nap(text: str) -> list[float]:
+    """Sleeps between two lines in a file."""
+    return work.nap(text)
 
 
 @jobsvc.task(name="bench.nap", max_attempts=5)
