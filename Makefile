@@ -52,8 +52,11 @@ notebooks: setup  ## run the notebooks and write their outputs anew
 bench: setup  ## the figures of the README, on this machine (about ten minutes)
 	$(BIN)/python -m benchmarks
 
+bench-compare: setup  ## jobsvc and other job queues on this machine: table and picture (about 25 minutes)
+	$(BIN)/python -m benchmarks.compare --picture docs/pictures/compare.svg
+
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench lock
+.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench bench-compare lock

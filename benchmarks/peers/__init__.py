@@ -1,0 +1,1 @@
+"""Drivers of other job queues, for `python -m benchmarks.compare`: one module a peer."""

@@ -1,0 +1,69 @@
+"""Who is measured, and with how many jobs.
+
+Counts are such that a batch takes a few seconds on two cores: the quicker a peer is, the more it gets, and
+nobody's start-up weighs much. Each runs jobs in two processes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MODES = {  # what an answer to an enqueue promises
+    "redis": ("always", "everysec"),
+    "postgres": ("commit",),
+    "jobsvc": ("fsync", "s3"),
+    "none": ("none",),
+}
+DURABLE = frozenset({"always", "commit", "fsync", "s3"})
+MEMORY_JOBS = 100_000
+
+
+class Entry(NamedTuple):
+    module: str  # of this package, without `_peer`
+    broker: str  # a key of MODES
+    noops: int
+    shas: int
+    memory_jobs: int = MEMORY_JOBS  # 0: not measured, another entry holds the same
+    variant: str = ""
+    note: str = ""
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return MODES[self.broker]
+
+    @property
+    def environment(self) -> str:
+        """The requirements file of its virtualenv; empty for the project's own."""
+        if self.module in ("jobsvc", "hashing"):
+            return ""
+        return "ray" if self.module in ("ray_tasks", "serve") else self.module
+
+
+PEERS = {
+    "jobsvc": Entry("jobsvc", "jobsvc", 40_000, 6_000),
+    "hashing": Entry("hashing", "none", 0, 6_000, 0, note="W2 in two processes, no queue: the most there is"),
+    "celery": Entry("celery", "redis", 3_000, 1_500, note="acks late, rejects on worker loss"),
+    "dramatiq": Entry("dramatiq", "redis", 5_000, 2_000, note="8 threads in each process, its default"),
+    "rq": Entry("rq", "redis", 300, 200, note="forks for each job, its default"),
+    "rq-simple": Entry("rq", "redis", 2_000, 1_000, 0, "simple", "rq without the fork"),
+    "arq": Entry(
+        "arq", "redis", 600, 300, note="looks each 0.5 s, its default; 10 coroutines in each process"
+    ),
+    "arq-fastpoll": Entry("arq", "redis", 4_000, 2_000, 0, "fastpoll", "arq, looking each 0.01 s"),
+    "taskiq": Entry("taskiq", "redis", 5_000, 2_000, note="stream broker: its list broker has no acks"),
+    "huey": Entry("huey", "redis", 5_000, 2_000, note="at most once"),
+    "procrastinate": Entry("procrastinate", "postgres", 3_000, 1_000, note="keeps states, no results"),
+    "procrastinate-c10": Entry(
+        "procrastinate",
+        "postgres",
+        3_000,
+        1_000,
+        0,
+        "c10",
+        "procrastinate, 10 jobs at a time in each process",
+    ),
+    "serve": Entry(
+        "serve", "redis", 1_500, 800, 20_000, note="Ray Serve's task_consumer, 2 replicas, on Celery"
+    ),
+    "ray-tasks": Entry("ray_tasks", "none", 5_000, 3_000, note="bare Ray tasks: lost with their caller"),
+}
