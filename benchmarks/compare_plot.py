@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from .compare_lines import Cells, Line, cells
 from .compare_report import number
-from .peers.roster import DURABLE, PEERS
+from .peers.roster import DURABLE, PEERS, TITLES
 
-WIDTH, NAME_WIDTH, VALUE_WIDTH, MARGIN = 820, 150, 80, 20
-BAR, GAP, PANEL_GAP, TITLE_HEIGHT, LEGEND_HEIGHT = 9, 7, 26, 26, 34
+COLUMNS, COLUMN_WIDTH, COLUMN_GAP, MARGIN = 2, 450, 24, 20
+WIDTH = 2 * MARGIN + COLUMNS * COLUMN_WIDTH + (COLUMNS - 1) * COLUMN_GAP
+NAME_WIDTH, VALUE_WIDTH = 146, 44
+BAR, GAP, ROW_GAP, TITLE_HEIGHT, LEGEND_HEIGHT = 10, 6, 30, 40, 34
 
 STYLE = """
   text { font: 12px system-ui, sans-serif; fill: #1f2328 } .title { font-weight: 600; font-size: 13px }
@@ -29,17 +31,15 @@ STYLE = """
 class Panel(NamedTuple):
     measure: str
     title: str
+    words: str
     lower_is_better: bool = False
 
 
 PANELS = (
-    Panel(
-        "enqueue_each",
-        "W1, durable single enqueues: jobs/s (jobsvc: 32 callers over HTTP; others: one caller)",
-    ),
-    Panel("w1_end_to_end", "W1, no-op, end to end: jobs/s"),
-    Panel("w2_end_to_end", "W2, sha512 × 1,000 over 16 KiB, end to end: jobs/s"),
-    Panel("latency_p50", "idle, from enqueue to result in hand, median: ms", lower_is_better=True),
+    Panel("w1_end_to_end", "W1 end to end: jobs/s", "no-op, 200-byte argument; all results in hand"),
+    Panel("w2_end_to_end", "W2 end to end: jobs/s", "sha512 × 1,000 over 16 KiB; all results in hand"),
+    Panel("enqueue_each", "W1 one by one: jobs/s", "jobsvc: 32 callers over HTTP; the others: one caller"),
+    Panel("latency_p50", "Idle latency: ms, less is better", "from enqueue to result, median", True),
 )
 
 
@@ -58,14 +58,15 @@ class Bars(NamedTuple):
 
 def picture(lines: list[Line]) -> str:
     found = cells(lines)
-    height, body = MARGIN, []
-    for panel in PANELS:
-        bars = bars_of(found, panel)
-        if bars:
-            body += list(_panel(panel, bars, height))
-            height += TITLE_HEIGHT + sum(map(_height, bars)) + PANEL_GAP
-    body += list(_legend(height))
-    height += LEGEND_HEIGHT
+    shown = [(panel, bars) for panel in PANELS if (bars := bars_of(found, panel))]
+    top, body = MARGIN, []
+    for first in range(0, len(shown), COLUMNS):
+        row = shown[first : first + COLUMNS]
+        for column, (panel, bars) in enumerate(row):
+            body += list(_panel(panel, bars, MARGIN + column * (COLUMN_WIDTH + COLUMN_GAP), top))
+        top += TITLE_HEIGHT + max(sum(map(_height, bars)) for _, bars in row) + ROW_GAP
+    body += list(_legend(top))
+    height = top + LEGEND_HEIGHT
     label = "jobsvc and other job queues on one machine"
     size = f'viewBox="0 0 {WIDTH} {height}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{label}">'
@@ -86,7 +87,7 @@ def bars_of(found: Cells, panel: Panel) -> list[Bars]:
         elif medians:
             durable = next((value for mode, value in medians.items() if mode in DURABLE), None)
             weaker = next((value for mode, value in medians.items() if mode not in DURABLE), None)
-            bars.append(Bars("no queue" if peer == "hashing" else peer, False, durable, weaker))
+            bars.append(Bars(TITLES.get(peer, peer), False, durable, weaker))
     return sorted(bars, key=lambda each: each.best, reverse=not panel.lower_is_better)
 
 
@@ -94,32 +95,33 @@ def _height(bars: Bars) -> int:
     return GAP + BAR * max(1, sum(value is not None for value in (bars.durable, bars.weaker)))
 
 
-def _panel(panel: Panel, bars: list[Bars], top: int) -> Iterator[str]:
+def _panel(panel: Panel, bars: list[Bars], left: int, top: int) -> Iterator[str]:
     values = [value for each in bars for value in (each.durable, each.weaker) if value is not None]
     scale = Scale(min(values), max(values))
-    yield f'<text class="title" x="{MARGIN}" y="{top + 12}">{escape(panel.title)}</text>'
-    bottom = top + TITLE_HEIGHT + sum(map(_height, bars))
-    for tick in scale.ticks():
-        x = scale.x(tick)
-        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top + TITLE_HEIGHT - 4}" y2="{bottom}"/>'
-        yield f'<text class="small" x="{x:.1f}" y="{bottom + 11}" text-anchor="middle">{number(tick)}</text>'
+    yield f'<text class="title" x="{left}" y="{top + 12}">{escape(panel.title)}</text>'
+    yield f'<text class="small" x="{left}" y="{top + 27}">{escape(panel.words)}</text>'
     y = top + TITLE_HEIGHT
+    bottom = y + sum(map(_height, bars))
+    for tick in scale.ticks():
+        x = left + NAME_WIDTH + scale.width(tick)
+        yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{y - 4}" y2="{bottom}"/>'
+        yield f'<text class="small" x="{x:.1f}" y="{bottom + 11}" text-anchor="middle">{number(tick)}</text>'
     for each in bars:
-        yield from _bars(each, scale, y)
+        yield from _bars(each, scale, left, y)
         y += _height(each)
 
 
-def _bars(bars: Bars, scale: Scale, y: int) -> Iterator[str]:
+def _bars(bars: Bars, scale: Scale, left: int, y: int) -> Iterator[str]:
     middle = y + (_height(bars) - GAP) / 2 + 4
-    weight = " class='bold'" if bars.is_ours else ""
-    place = f'x="{MARGIN + NAME_WIDTH - 8}" y="{middle:.1f}" text-anchor="end"'
-    yield f"<text{weight} {place}>{escape(bars.name)}</text>"
+    weight = ' class="bold"' if bars.is_ours else ""
+    start = left + NAME_WIDTH
+    yield f'<text{weight} x="{start - 8}" y="{middle:.1f}" text-anchor="end">{escape(bars.name)}</text>'
     for value, kind in ((bars.durable, "ours" if bars.is_ours else "durable"), (bars.weaker, "weaker")):
         if value is None:
             continue
-        left, right = MARGIN + NAME_WIDTH, scale.x(value)
-        yield f'<rect class="{kind}" x="{left}" y="{y}" width="{right - left:.1f}" height="{BAR - 1}"/>'
-        yield f'<text class="small" x="{right + 4:.1f}" y="{y + BAR - 1}">{number(value)}</text>'
+        width = scale.width(value)
+        yield f'<rect class="{kind}" x="{start}" y="{y}" width="{width:.1f}" height="{BAR - 1}"/>'
+        yield f'<text class="small" x="{start + width + 4:.1f}" y="{y + BAR - 2}">{number(value)}</text>'
         y += BAR
 
 
@@ -130,10 +132,9 @@ class Scale:
         self._low = math.floor(math.log10(least) - 0.001)
         self._high = math.log10(most)
 
-    def x(self, value: float) -> float:
-        width = WIDTH - 2 * MARGIN - NAME_WIDTH - VALUE_WIDTH
+    def width(self, value: float) -> float:
         part = (math.log10(value) - self._low) / max(self._high - self._low, 0.001)
-        return MARGIN + NAME_WIDTH + width * part
+        return (COLUMN_WIDTH - NAME_WIDTH - VALUE_WIDTH) * part
 
     def ticks(self) -> list[float]:
         return [10.0**power for power in range(self._low, math.floor(self._high) + 1)]
@@ -148,5 +149,5 @@ def _legend(top: int) -> Iterator[str]:
     ):
         yield f'<rect class="{kind}" x="{x}" y="{top + 2}" width="10" height="10"/>'
         yield f'<text class="small" x="{x + 15}" y="{top + 11}">{text}</text>'
-        x += 270
+        x += 310
     yield f'<text class="small" x="{MARGIN}" y="{top + 26}">Logarithmic scales.</text>'

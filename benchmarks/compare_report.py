@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from .compare_lines import Cell, Cells, Line, cells
-from .peers.roster import PEERS
+from .peers.roster import PEERS, TITLES
 
 RATES = ("enqueue_each", "enqueue_bulk", "drain", "w1_end_to_end", "w2_end_to_end")
 WITH_SPREAD = frozenset({"w1_end_to_end", "w2_end_to_end"})
@@ -20,11 +20,31 @@ HEAD = (
     "bytes per queued job",
     "after a kill of all workers",
 )
+HOW = """\
+### How it is measured
+
+- Each peer has a virtualenv, a fresh broker or service and two worker processes of its own; the client
+  runs on the same cores. W1 is a no-op with a 200-byte argument, W2 sha512 × 1,000 over 16 KiB.
+- One by one: no worker runs; one caller waits for each answer of the broker, without HTTP. For jobsvc it
+  is single `PUT`s over HTTP by 32 callers.
+- In bulk: the peer's own way to send many, while no worker runs (– where it has none).
+- Drain: of a full queue, from the start of the first job to the last result visible to the client.
+- End to end: workers are up and idle; from the first enqueue, in bulk where there is such a thing, to the
+  last result visible.
+- Every result is read back and compared with the right one, outside of the time (Procrastinate keeps
+  none).
+- Idle: one job at a time, from the client library's call to the result in hand.
+- Bytes per queued job: what the broker says of itself (Redis), tables and indexes (PostgreSQL), or the
+  growth of the processes that hold them (jobsvc: the leader; Ray: caller, raylet and GCS).
+- Kill: 6 jobs of 3 s; SIGKILL to all workers and their children while two or more run; new workers at
+  once. What has not been done until the deadline need not be lost: some peers run such jobs again after
+  minutes or an hour."""
 
 
 def report(lines: list[Line]) -> str:
     found = cells(lines)
-    parts = ["\n".join(_short_table(lines, found)), "\n".join(_notes(lines, found))]
+    parts = ["\n".join(_short_table(lines, found))]
+    parts += ["\n".join(f"- {note}" for note in _notes(lines, found)), HOW]
     parts.append("### All measurements\n\n" + "\n".join(_full_table(lines, found)))
     return "\n\n".join(parts) + "\n"
 
@@ -49,7 +69,7 @@ def _short_table(lines: list[Line], found: Cells) -> Iterator[str]:
     yield _row(["---"] * len(HEAD))
     for peer, modes in sorted(rows(found), key=lambda row: _order(row, found)):
         rates = [_beside(found, peer, modes, measure) for measure in RATES]
-        once = modes == PEERS[peer].modes or modes[0] == PEERS[peer].modes[0]
+        once = modes[0] == PEERS[peer].modes[0]
         yield _row(
             [
                 _title(peer, modes),
@@ -85,7 +105,7 @@ def _order(row: tuple[str, tuple[str, ...]], found: Cells) -> tuple[int, float]:
 def _title(peer: str, modes: tuple[str, ...]) -> str:
     if peer == "jobsvc":
         return "**jobsvc**" if modes == ("fsync",) else "**jobsvc**, S3 (ministack)"
-    return "no queue, 2 processes" if peer == "hashing" else peer
+    return TITLES.get(peer, peer)
 
 
 def _beside(found: Cells, peer: str, modes: tuple[str, ...], measure: str) -> str:
@@ -114,7 +134,9 @@ def _crash(lines: Iterable[Line], peer: str) -> str:
     if not told:
         return "–"
     worst = min(told, key=lambda line: (line.finished or 0, -(line.value or 0.0)))
-    done = f"{worst.finished} of {worst.jobs} jobs done"
+    left = (worst.jobs or 0) - (worst.finished or 0)
+    lost = 0 if worst.held is None else max(0, left - worst.held)
+    done = f"{worst.finished} of {worst.jobs} jobs done" + (f", {lost} lost" if lost else "")
     if worst.value is None:
         return f"{done}; the {worst.killed} killed ones not begun again in {worst.deadline_seconds:g} s"
     return f"{done}; the killed ones begun again after {worst.value:.2g} s"
@@ -144,7 +166,8 @@ def _notes(lines: list[Line], found: Cells) -> Iterator[str]:
     if any(line.scale != 1.0 for line in lines):
         yield "**Not the usual numbers of jobs: a trial, whose figures mean nothing.**"
     yield from _of_jobsvc(lines, found)
-    yield from (f"{peer}: {entry.note}." for peer, entry in PEERS.items() if entry.note and _has(lines, peer))
+    told = ((peer, entry.note) for peer, entry in PEERS.items() if entry.note and _has(lines, peer))
+    yield "; ".join(f"{TITLES.get(peer, peer)}: {note}" for peer, note in told) + "."
     versions = sorted({version for line in lines for version in line.versions})
     if versions:
         yield f"Versions: {', '.join(versions)}."

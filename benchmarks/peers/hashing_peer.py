@@ -9,12 +9,13 @@ from .. import work
 from .peer import Peer, Say
 
 PROCESSES = 2
+JOBS = 6_000
 
 
 class Driver(Peer):
     def extras(self, say: Say, scale: float) -> None:
         """Timed between two barriers, so that the start of processes does not count."""
-        count = int(6_000 * scale) // PROCESSES
+        count = int(JOBS * scale) // PROCESSES
         context = multiprocessing.get_context("spawn")
         barrier = context.Barrier(PROCESSES + 1)
         processes = [

@@ -30,7 +30,7 @@ from .peer import RESULT_SECONDS, Peer, Say, address, folder, mode
 
 QUEUE = "bench"
 SINGLES_MAX = 5_000
-BUSY_SECONDS = 4.0
+BUSY_SECONDS = 3.0
 COST_JOBS = 50_000
 SETTLE_SECONDS = 3.0
 WORKERS = 2

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
     broker: str  # a key of MODES
     noops: int
     shas: int
-    memory_jobs: int = MEMORY_JOBS  # 0: not measured, another entry holds the same
+    memory_jobs: int = MEMORY_JOBS  # 0: another entry stands for this one, in memory and after a crash
     variant: str = ""
     note: str = ""
 
@@ -39,31 +39,27 @@ class Entry(NamedTuple):
         return "ray" if self.module in ("ray_tasks", "serve") else self.module
 
 
+TITLES = {
+    "hashing": "no queue, 2 processes",
+    "serve": "Serve task_consumer",
+    "ray-tasks": "bare Ray tasks",
+}
+
 PEERS = {
     "jobsvc": Entry("jobsvc", "jobsvc", 40_000, 6_000),
-    "hashing": Entry("hashing", "none", 0, 6_000, 0, note="W2 in two processes, no queue: the most there is"),
-    "celery": Entry("celery", "redis", 3_000, 1_500, note="acks late, rejects on worker loss"),
+    "hashing": Entry("hashing", "none", 0, 0, 0, note="W2 in two processes, no queue: the most there is"),
+    "celery": Entry("celery", "redis", 2_000, 1_000, note="acks late, rejects on worker loss"),
     "dramatiq": Entry("dramatiq", "redis", 5_000, 2_000, note="8 threads in each process, its default"),
     "rq": Entry("rq", "redis", 300, 200, note="forks for each job, its default"),
-    "rq-simple": Entry("rq", "redis", 2_000, 1_000, 0, "simple", "rq without the fork"),
-    "arq": Entry(
-        "arq", "redis", 600, 300, note="looks each 0.5 s, its default; 10 coroutines in each process"
-    ),
-    "arq-fastpoll": Entry("arq", "redis", 4_000, 2_000, 0, "fastpoll", "arq, looking each 0.01 s"),
+    "rq-simple": Entry("rq", "redis", 1_200, 600, 0, "simple", "rq without the fork"),
+    "arq": Entry("arq", "redis", 400, 200, note="looks each 0.5 s and runs 10 at a time, its defaults"),
+    "arq-fastpoll": Entry("arq", "redis", 3_000, 1_500, 0, "fastpoll", "arq, looking each 0.01 s"),
     "taskiq": Entry("taskiq", "redis", 5_000, 2_000, note="stream broker: its list broker has no acks"),
-    "huey": Entry("huey", "redis", 5_000, 2_000, note="at most once"),
-    "procrastinate": Entry("procrastinate", "postgres", 3_000, 1_000, note="keeps states, no results"),
+    "huey": Entry("huey", "redis", 4_000, 2_000, note="at most once"),
+    "procrastinate": Entry("procrastinate", "postgres", 2_000, 800, note="keeps states, no results"),
     "procrastinate-c10": Entry(
-        "procrastinate",
-        "postgres",
-        3_000,
-        1_000,
-        0,
-        "c10",
-        "procrastinate, 10 jobs at a time in each process",
+        "procrastinate", "postgres", 2_000, 800, 0, "c10", "10 jobs at a time in each process"
     ),
-    "serve": Entry(
-        "serve", "redis", 1_500, 800, 20_000, note="Ray Serve's task_consumer, 2 replicas, on Celery"
-    ),
+    "serve": Entry("serve", "redis", 1_500, 800, 20_000, note="Ray Serve's task_consumer, two replicas"),
     "ray-tasks": Entry("ray_tasks", "none", 5_000, 3_000, note="bare Ray tasks: lost with their caller"),
 }

@@ -146,13 +146,13 @@ def test_bars_stay_on_the_card(lines: list[Line]) -> None:
 
 def test_best_comes_first_also_where_less_is_better(lines: list[Line]) -> None:
     found = cells(lines)
-    rates, latency = bars_of(found, PANELS[1]), bars_of(found, PANELS[3])
+    rates, latency = bars_of(found, PANELS[0]), bars_of(found, PANELS[3])
     assert rates[0].durable == 20_000
     assert latency[0].best <= latency[-1].best
 
 
 def test_a_scale_of_one_value_is_no_division_by_zero() -> None:
-    assert Scale(100.0, 100.0).x(100.0) > 0
+    assert Scale(100.0, 100.0).width(100.0) > 0
 
 
 # --- runs ---------------------------------------------------------------------------------------------
