@@ -34,7 +34,11 @@ LOG_TAIL_LENGTH = 600
 
 
 class Ended(Exception):
-    """The session is to end before its client has."""
+    """The session has no result."""
+
+
+class Abandoned(Exception):
+    """Whoever asked for the measurement is gone."""
 
 
 def main() -> None:
@@ -45,6 +49,8 @@ def main() -> None:
     folder.chmod(0o755)  # PostgreSQL has another user
     try:
         _keep(options, folder)
+    except Abandoned:
+        sys.exit("nobody listens any more")
     except Exception as error:  # whatever it is, it belongs into the results
         failed = {
             "measure": "failed",
@@ -104,7 +110,7 @@ def _wait(client: subprocess.Popen[bytes], deadline: float) -> int:
             raise Ended("took too long")
         readable, _, _ = select.select([sys.stdin], [], [], LOOK_SECONDS)
         if readable and not os.read(sys.stdin.fileno(), 4096):
-            raise Ended("whoever asked is gone")
+            raise Abandoned
         reap_orphans(client.pid)
     return code
 
