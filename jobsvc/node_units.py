@@ -18,7 +18,8 @@ new head, and that runs `jobsvc node worker` on the guard's machine before that 
 What Ray's own processes need comes from the environment in which `ray up` (on the head) or the autoscaler (on
 the others) runs the start command: RAY_OVERRIDE_RESOURCES and RAY_OVERRIDE_LABELS, RAY_CLOUD_INSTANCE_ID,
 RAY_NODE_TYPE_NAME, and on the head RAY_enable_autoscaler_v2. Without the last three a head that systemd
-starts again would have the old autoscaler, or one that knows nobody. So every RAY_ variable is kept.
+starts again would have the old autoscaler, or one that knows nobody. So every RAY_ variable is kept, and
+every AUTOSCALER_ one, as Ray calls some of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ COMMAND_SECONDS = 120.0
 OPEN_FILES = 65_536
 
 # Variables of the start command that the units keep; secrets, and what is true only once, stay out.
-KEPT_PREFIXES = ("RAY_", "JOBSVC_")
+KEPT_PREFIXES = ("RAY_", "AUTOSCALER_", "JOBSVC_")
 KEPT = frozenset(
     {"PYTHONPATH", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "AWS_CA_BUNDLE"}
 )

@@ -34,6 +34,7 @@ STARTED_IN = {
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": "i-1",
     "RAY_NODE_TYPE_NAME": "head",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "2",
     "RAY_HEAD_IP": "10.0.0.1",
     "RAY_AUTH_TOKEN": "secret",
     "RAY_ADDRESS": "elsewhere:6379",
@@ -85,6 +86,7 @@ def test_the_environment_of_the_start_command_is_kept_and_secrets_are_not() -> N
         assert environment[name] == STARTED_IN[name]
     assert environment["RAY_NODE_TYPE_NAME"] == "head"
     assert environment["JOBSVC_IDLE_RECORD_SECONDS"] == "4"
+    assert environment["AUTOSCALER_UPDATE_INTERVAL_S"] == "2"
     assert environment["AWS_ENDPOINT_URL_S3"] == "http://s3"
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["RAY_START_HOOK"] == "jobsvc.ray_head.without_client_server"
