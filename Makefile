@@ -30,13 +30,16 @@ packages:
 	test -z "$$missing" || { test "$$(id -u)" = 0 && apt-get update -q && \
 		apt-get install -q -y --no-install-recommends $$missing; } || echo "without$$missing: tests are skipped"
 
+# These wait most of the time: for leases, for machines. Files run side by side, in the order in which they are named,
+# the longest first.
+SLOW_TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=20
+
 test: setup lint packages  ## everything that CI runs: unit, simulation, cluster, chaos, page, notebooks, EC2
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
-	$(BIN)/python -m pytest -q -x -m cluster tests/cluster tests/browser tests/notebooks
-	$(BIN)/python -m pytest -q -x tests/ec2
+	$(BIN)/python -m pytest $(SLOW_TESTS) -m "cluster or ec2" tests/ec2 tests/cluster tests/browser tests/notebooks
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
-	JOBSVC_EC2_ALL=1 $(BIN)/python -m pytest -q -x tests/ec2
+	$(BIN)/python -m pytest $(SLOW_TESTS) tests/ec2
 
 test-fast: setup  ## unit tests and house rules
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/unit tests/test_house_rules.py

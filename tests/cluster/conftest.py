@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.cluster)
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
+def wait_until(
+    condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS, every_seconds: float = 0.02
+) -> Any:
     """The first true value of a condition. Fails with what was waited for."""
     deadline = time.monotonic() + seconds
     while True:
@@ -36,7 +38,7 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = DEADLIN
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"waited {seconds:g} s for: {what}")
-        time.sleep(0.02)
+        time.sleep(every_seconds)
 
 
 @dataclass

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from jobsvc.client import Client
-from tests.cluster.conftest import wait_until
+from jobsvc.client_jobs import Job
 
-from .cluster_file_under_test import TOKEN, write_cluster_file
+from .cluster_file_under_test import TOKEN, Pace, write_cluster_file
 from .rig import Rig
 from .rig_services import Instance
+from .waiting import wait_until
 
+# Deadlines are for a machine that is busy with other tests; how long things took is told by the figures.
 PORT = 8000
-UP_SECONDS = 240.0
-WHOLE_SECONDS = 240.0  # a lost machine is noticed, another is started and set up, a manager follows
-CLIENT_SECONDS = 300.0  # callers outlast everything that these tests do
+UP_SECONDS = 400.0
+WHOLE_SECONDS = 400.0  # a lost machine is noticed, another is started and set up, a manager follows
+LEADS_SECONDS = 120.0
+WORKERS_SECONDS = 300.0
+CLIENT_SECONDS = 400.0  # callers outlast everything that these tests do
 
 
 class Cluster:
     """Used by threads on the operator's machine (`rig.inside()`)."""
 
-    def __init__(self, rig: Rig, folder: Path, data: str, changes: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        folder: Path,
+        data: str,
+        changes: dict[str, Any] | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         self.rig = rig
-        self.file = write_cluster_file(rig, folder, data=data, changes=changes)
+        self.file = write_cluster_file(rig, folder, data=data, changes=changes, pace=pace)
         self.port = PORT
         self.data = data
         self._client: Client | None = None
@@ -83,7 +96,7 @@ class Cluster:
 
     def is_ready(self, machine: Instance) -> bool:
         try:
-            return httpx.get(f"http://{machine.ip}:{self.port}/readyz", timeout=2).status_code == 200
+            return httpx.get(f"http://{machine.ip}:{self.port}/readyz", timeout=5).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -92,7 +105,7 @@ class Cluster:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         for url in self.urls:
             try:
-                answer = httpx.get(f"{url}/v1/status", headers=headers, timeout=3)
+                answer = httpx.get(f"{url}/v1/status", headers=headers, timeout=5)
             except httpx.HTTPError:
                 continue
             if answer.status_code == 200:
@@ -130,27 +143,76 @@ class Cluster:
                 return machine
         raise AssertionError(f"{process['name']} runs on no machine")
 
+    def led_by_another(self, manager: str) -> float:
+        """How long until another manager leads."""
+        began = time.monotonic()
+        wait_until(
+            lambda: (leader := self.pair().get("leader")) is not None and leader["name"] != manager,
+            "another leader",
+            LEADS_SECONDS,
+        )
+        return time.monotonic() - began
+
+    def lead_on(self, node_type: str) -> dict[str, dict[str, Any]]:
+        """A pair whose leader is on this machine; the leader is killed where it is elsewhere."""
+        pair = self.whole_pair()
+        machine = self.machine_of(pair["leader"])
+        if machine.node_type != node_type:
+            self.rig.run_on(machine.id, f"kill -9 {pair['leader']['pid']}")
+            self.led_by_another(pair["leader"]["name"])
+            pair = self.whole_pair()
+        assert self.machine_of(pair["leader"]).node_type == node_type
+        return pair
+
     def worker(self, name: str) -> dict[str, Any] | None:
         """What the service says of a worker; None if it knows none of this name."""
         found = [each for each in (self.status() or {})["workers"] if each["name"] == name]
         return found[0] if found else None
 
-    def wait_for_workers(self, count: int, seconds: float = 180.0) -> float:
+    def wait_for_workers(self, count: int) -> float:
         """Until so many machines work; returns how long that took."""
         began = time.monotonic()
-
         wait_until(
             lambda: len(self.workers()) >= count and self.working() >= count,
             f"{count} machines that work",
-            seconds,
+            WORKERS_SECONDS,
         )
         return time.monotonic() - began
+
+    def wait_for_no_workers(self) -> None:
+        wait_until(lambda: not self.workers(), "no machine for workers", WORKERS_SECONDS)
 
     def working(self) -> int:
         """Workers that have reported and are not about to leave."""
         document = self.status() or {}
         return sum(each["state"] in ("idle", "busy") for each in document.get("workers") or ())
 
+    def long_job(self, seconds: float) -> tuple[Job, str, str]:
+        """A job that runs now, its worker, and the machine on which that is."""
+        nap = self.client.enqueue("test.nap", 1, seconds)
+        wait_until(lambda: nap.state == "running", "a long job to run", WORKERS_SECONDS)
+        name = nap.refresh()["worker"]
+        worker = self.worker(name)
+        assert worker is not None
+        return nap, name, self.machine_of(worker).id
 
-def token_in_environment() -> None:
-    os.environ["JOBSVC_TOKEN"] = TOKEN
+
+@contextlib.contextmanager
+def cluster_on(
+    rig: Rig, folder: Path, *, changes: dict[str, Any] | None = None, pace: Pace | None = None
+) -> Iterator[Cluster]:
+    """A cluster that is not up yet; this thread is on the operator's machine meanwhile."""
+    with rig.inside():
+        os.environ["JOBSVC_TOKEN"] = TOKEN
+        yield Cluster(rig, folder, rig.make_bucket("jobs") + "/one", changes, pace)
+
+
+@contextlib.contextmanager
+def cluster_up(rig: Rig, folder: Path, *, pace: Pace | None = None) -> Iterator[Cluster]:
+    """A whole cluster that has run a job."""
+    with cluster_on(rig, folder, pace=pace) as cluster:
+        cluster.up()
+        job = cluster.client.enqueue("test.double", 21).id
+        cluster.whole_pair()
+        assert cluster.client.job(job).result(timeout=WORKERS_SECONDS) == 42
+        yield cluster

@@ -10,12 +10,13 @@ will not wait as long as money would:
 | `use_internal_ips` | the operator of the rig stands inside the network |
 | `idle_timeout_minutes`, `--settings` | seconds instead of minutes until idle workers and machines end |
 | `max_workers`, `CPU: 1` of worker types | all hosts share two cores |
-| seconds of guard and watchdog | the same promises, on a shorter clock |
+| seconds of guard, watchdog and autoscaler (`PACE`) | the same promises, on a shorter clock |
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,31 @@ from tests.s3_server import REPOSITORY
 
 from .rig import IMAGE, Rig
 
+Pace = Mapping[str, float]  # variable of a unit -> seconds
 TOKEN = "a-token-of-the-tests"
 RAY_TOKEN = "0123456789abcdef" * 4
 IDLE_SECONDS = 6.0
-PACE = "export JOBSVC_GUARD_HEAD_SILENT_SECONDS=30 JOBSVC_GUARD_POLL_SECONDS=1 JOBSVC_NO_HEAD_SECONDS=120; "
+PACE: Pace = {
+    "AUTOSCALER_UPDATE_INTERVAL_S": 2,
+    "JOBSVC_GUARD_POLL_SECONDS": 1,
+    "JOBSVC_GUARD_HEAD_SILENT_SECONDS": 60,
+    "JOBSVC_NO_HEAD_SECONDS": 120,
+}
 TASKS = "tests.cluster.tasks_under_test"
 
 
-def write_cluster_file(rig: Rig, folder: Path, *, data: str, changes: dict[str, Any] | None = None) -> Path:
-    """The cluster file, and the secrets that it mounts, in a folder; `changes` replace top-level entries."""
+def write_cluster_file(
+    rig: Rig, folder: Path, *, data: str, changes: dict[str, Any] | None = None, pace: Pace | None = None
+) -> Path:
+    """The cluster file, and the secrets that it mounts, in a folder.
+
+    `changes` replace top-level entries, `pace` replaces seconds.
+    """
     text = (REPOSITORY / "cluster.yaml").read_text()
     for placeholder, value in filled_in(rig, data).items():
         text = text.replace(placeholder, value)
     document: dict[str, Any] = yaml.safe_load(text)
-    document.update(overrides(rig, folder, document))
+    document.update(overrides(folder, document, {**PACE, **(pace or {})}))
     document.update(changes or {})
     path = folder / "cluster.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
@@ -71,7 +83,7 @@ def security_group(rig: Rig) -> str:
     return str(made["GroupId"])
 
 
-def overrides(rig: Rig, folder: Path, document: dict[str, Any]) -> dict[str, Any]:
+def overrides(folder: Path, document: dict[str, Any], pace: Pace) -> dict[str, Any]:
     """See the table above."""
     types = {name: dict(each) for name, each in document["available_node_types"].items()}
     for name, each in types.items():
@@ -81,6 +93,9 @@ def overrides(rig: Rig, folder: Path, document: dict[str, Any]) -> dict[str, Any
     head, worker = document["head_start_ray_commands"][-1], document["worker_start_ray_commands"][-1]
     pool = {"max_workers": 3, "idle_seconds": IDLE_SECONDS, "target_drain_seconds": 4}
     pools = json.dumps({"default": pool})
+    exports = (
+        f"export PYTHONPATH={REPOSITORY} {' '.join(f'{name}={value:g}' for name, value in pace.items())}"
+    )
     return {
         "available_node_types": types,
         "max_workers": 4,
@@ -91,9 +106,9 @@ def overrides(rig: Rig, folder: Path, document: dict[str, Any]) -> dict[str, Any
         "setup_commands": [f"echo export PYTHONPATH={REPOSITORY} >> ~/.bashrc"],
         "head_start_ray_commands": [
             document["head_start_ray_commands"][0],
-            f"export PYTHONPATH={REPOSITORY}; {PACE}{head} --tasks {TASKS} --settings pools='{pools}'",
+            f"{exports}; {head} --tasks {TASKS} --settings pools='{pools}'",
         ],
-        "worker_start_ray_commands": [f"export PYTHONPATH={REPOSITORY}; {PACE}{worker}"],
+        "worker_start_ray_commands": [f"{exports}; {worker}"],
     }
 
 

@@ -1,16 +1,19 @@
 """EC2 in a box for each test module. A test runs on the operator's machine: see `rig.py`.
 
 Where a rig cannot run (no root, a tool or a kernel part missing) these tests are skipped, and say why.
+Rigs do not see each other, so modules may run side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from .rig import Rig, missing
+
+FAILED = pytest.StashKey[str]()  # of a module: its first test that failed
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +23,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.ec2)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=f"no EC2 rig here: {reason}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and (module := item.getparent(pytest.Module)) is not None:
+        module.stash.setdefault(FAILED, item.name)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def whole_story(request: pytest.FixtureRequest) -> None:
+    """The tests of a module with a cluster are one story: after a failure, what follows would only wait."""
+    failed = request.node.getparent(pytest.Module).stash.get(FAILED, None)
+    if failed is not None and "cluster" in request.fixturenames:
+        pytest.skip(f"the cluster may not be whole: {failed} failed")
 
 
 @pytest.fixture(scope="module")

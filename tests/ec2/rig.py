@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import shlex
@@ -79,6 +80,7 @@ TOOLS = (
     "journalctl",
 )
 EVERYTHING = "everything"
+CLEANING = Path("/run/ec2rig.lock")
 
 
 def missing() -> str | None:
@@ -298,7 +300,7 @@ class Rig:
             self.wait_until_up(each)
         return started
 
-    def wait_until_up(self, instance: str, seconds: float = 30.0) -> None:
+    def wait_until_up(self, instance: str, seconds: float = 120.0) -> None:
         """Until the host has booted: its units are started, and it takes logins."""
         command = "systemctl is-system-running; ss -Hltn sport = :22"
         deadline = time.monotonic() + seconds
@@ -429,12 +431,14 @@ def _ssh_sockets(owner: str) -> Path:
 
 
 def clean_up_abandoned() -> None:
-    """What rigs left whose process was killed."""
-    for owner in rig_net.abandoned():
-        rig_net.remove_namespaces(owner)
-        if (root := cgroup_root()) is not None:
-            remove_cgroup(root / owner)
-        shutil.rmtree(_ssh_sockets(owner), ignore_errors=True)
+    """What rigs left whose process was killed. One at a time: two rigs may start together."""
+    with open(CLEANING, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for owner in rig_net.abandoned():
+            rig_net.remove_namespaces(owner)
+            if (root := cgroup_root()) is not None:
+                remove_cgroup(root / owner)
+            shutil.rmtree(_ssh_sockets(owner), ignore_errors=True)
 
 
 def main() -> None:

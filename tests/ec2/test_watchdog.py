@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
-from tests.cluster.conftest import wait_until
 from tests.s3_server import REPOSITORY
 
 from .rig import Rig
+from .waiting import wait_until
 
 NOBODY = "172.31.255.77:6379"
 
@@ -34,7 +34,7 @@ def test_a_machine_without_a_head_ends_itself(rig: Rig) -> None:
     [instance] = rig.launch()
     start_watchdog(rig, instance, no_head_seconds=6)
     # then it shuts down after its patience, and EC2 says terminated
-    wait_until(lambda: rig.instance(instance).state == "terminated", "the machine's end", 60)
+    wait_until(lambda: rig.instance(instance).state == "terminated", "the machine's end", 120)
 
 
 def test_notices_of_ec2_are_told_to_the_workers_of_the_machine(rig: Rig) -> None:
@@ -44,10 +44,9 @@ def test_notices_of_ec2_are_told_to_the_workers_of_the_machine(rig: Rig) -> None
     assert drain_notice(rig, instance) is None
     # when EC2 thinks that it may take it back, workers have minutes; when it says so, they have what it says
     rig.rebalance_notice(instance)
-    first = wait_until(lambda: drain_notice(rig, instance), "a drain notice", 30)
+    first = wait_until(lambda: drain_notice(rig, instance), "a drain notice")
     rig.spot_notice(instance, seconds=40)
     wait_until(
         lambda: (second := drain_notice(rig, instance)) and second["deadline"] < first["deadline"] - 60,
         "a shorter deadline",
-        30,
     )
