@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from .compare_lines import Line, read_lines
+from .compare_lines import Line, latest, read_lines
 from .compare_plot import picture
 from .compare_report import report
 from .machine import cpu
@@ -252,7 +252,7 @@ def _session_of(line: Line) -> Session:
 
 def publish(lines: Path, picture_path: Path | None) -> str:
     """Writes tables and picture beside the lines, or the picture where it is wanted; returns the tables."""
-    found = list(read_lines(lines))
+    found = latest(read_lines(lines))
     text = report(found)
     lines.with_suffix(".md").write_text(text)
     (picture_path or lines.with_suffix(".svg")).write_text(picture(found))

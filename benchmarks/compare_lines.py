@@ -46,6 +46,12 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield msgspec.json.decode(text, type=Line)
 
 
+def latest(lines: Iterable[Line]) -> list[Line]:
+    """Of a session that was begun again, after it had failed, only what the last time has told."""
+    found = {(line.peer, line.mode, line.part, line.round, line.measure): line for line in lines}
+    return list(found.values())
+
+
 class Cell(NamedTuple):
     """The median of a measure's rounds, and how far they lie apart."""
 

@@ -188,8 +188,11 @@ def _of_jobsvc(lines: Iterable[Line], found: Cells) -> Iterator[str]:
         for measure, text in texts.items()
         if (cell := found.get(("jobsvc", "fsync", measure)))
     ]
-    sizes = [line for line in lines if (line.peer, line.measure) == ("jobsvc", "memory")]
-    parts += [f"{number(line.value or 0.0)} bytes a job with {line.jobs:,} queued" for line in sizes[1:]]
+    parts += [
+        f"{number(line.value or 0.0)} bytes a job with {line.jobs:,} queued"
+        for line in lines
+        if (line.peer, line.measure) == ("jobsvc", "memory_of_more")
+    ]
     puts = found.get(("jobsvc", "s3", "s3_puts_per_thousand"))
     dollars = found.get(("jobsvc", "s3", "s3_dollars_per_million"))
     if puts and dollars:

@@ -51,7 +51,7 @@ class Driver(Peer):
     each_by = f"PUT over HTTP, {CONNECTIONS} callers"
     bulk_by = "Client.map()"
     memory_of = "growth of the leader's RSS"
-    more_memory_jobs = (MILLION,)
+    more_memory_jobs = MILLION
 
     def open(self) -> None:
         run_dir = folder() / "run"

@@ -51,7 +51,7 @@ class Peer:
     each_by = "one caller"
     bulk_by = ""  # the peer's own way to enqueue many, in words; empty where it has none
     memory_of = "the broker's own count"
-    more_memory_jobs: tuple[int, ...] = ()  # measured beside the count that all have
+    more_memory_jobs = 0  # measured beside the count that all have
 
     def __init__(self) -> None:
         self.workers: list[subprocess.Popen[bytes]] = []

@@ -144,12 +144,14 @@ def memory(driver: Peer, entry: Entry, scale: float) -> None:
     """What the queue grows by for each queued W1 job."""
     driver.hold()
     before, queued = driver.memory_bytes(), 0
-    for jobs in (entry.memory_jobs, *driver.more_memory_jobs):
-        while queued < scaled(jobs, scale):
+    for measure, jobs in (("memory", entry.memory_jobs), ("memory_of_more", driver.more_memory_jobs)):
+        while jobs and queued < scaled(jobs, scale):
             count = min(MEMORY_SLICE_JOBS, scaled(jobs, scale) - queued)
             driver.enqueue_bulk("noop", [work.argument(queued + number) for number in range(count)])
             queued += count
-        say("memory", (driver.memory_bytes() - before) / queued, "bytes", jobs=queued, of=driver.memory_of)
+        if jobs:
+            grown = driver.memory_bytes() - before
+            say(measure, grown / queued, "bytes", jobs=queued, of=driver.memory_of)
 
 
 # --- crash -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from benchmarks import compare, work
-from benchmarks.compare_lines import Line, cells, read_lines
+from benchmarks.compare_lines import Line, cells, latest, read_lines
 from benchmarks.compare_plot import PANELS, Scale, bars_of, picture
 from benchmarks.compare_report import number, report
 from benchmarks.peers import environments, session
@@ -107,6 +107,11 @@ def test_a_failure_that_a_later_run_has_made_good_is_not_told(lines: list[Line])
     failed = line("celery", "always", "failed", None, reason="port taken")
     found = [*lines, *(Line(**each) for each in [failed])]
     assert "port taken" not in report(found)
+
+
+def test_a_session_that_was_begun_again_counts_once(lines: list[Line]) -> None:
+    half = Line(**line("celery", "always", "w1_end_to_end", 1.0, round=2))
+    assert cells(latest([half, *lines])) == cells(lines)
 
 
 def test_a_trial_says_that_it_is_one(lines: list[Line]) -> None:
