@@ -39,7 +39,7 @@ from .peers.peer import ROOT
 from .peers.roster import PEERS
 
 ROUNDS = 3
-QUICK_SCALE, QUICK_CRASH_SECONDS = 0.02, 6.0
+QUICK_SCALE, QUICK_CRASH_SECONDS = 0.02, 12.0
 CRASH_SECONDS = 20.0
 MEMORIES_AT_ONCE, CRASHES_AT_ONCE = 2, 4  # neither is a matter of speed: these jobs wait, or sleep
 SESSION_SECONDS_MAX = 420.0
@@ -192,7 +192,7 @@ class Run:
         with self._lock, self._options.lines.open("a") as lines:
             lines.write(json.dumps(line) + "\n")
         value = found.get("value")
-        told = found.get("reason", "") if value is None else f"{value:,.4g} {found['unit']}"
+        told = found.get("reason", "not seen") if value is None else f"{value:,.4g} {found['unit']}"
         print(f"{' '.join(map(str, session))}: {found['measure']} {told}", flush=True)
 
 

@@ -166,8 +166,9 @@ def _notes(lines: list[Line], found: Cells) -> Iterator[str]:
     if any(line.scale != 1.0 for line in lines):
         yield "**Not the usual numbers of jobs: a trial, whose figures mean nothing.**"
     yield from _of_jobsvc(lines, found)
-    told = ((peer, entry.note) for peer, entry in PEERS.items() if entry.note and _has(lines, peer))
-    yield "; ".join(f"{TITLES.get(peer, peer)}: {note}" for peer, note in told) + "."
+    told = [(peer, entry.note) for peer, entry in PEERS.items() if entry.note and _has(lines, peer)]
+    if told:
+        yield "; ".join(f"{TITLES.get(peer, peer)}: {note}" for peer, note in told) + "."
     versions = sorted({version for line in lines for version in line.versions})
     if versions:
         yield f"Versions: {', '.join(versions)}."

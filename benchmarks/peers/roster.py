@@ -47,7 +47,7 @@ TITLES = {
 
 PEERS = {
     "jobsvc": Entry("jobsvc", "jobsvc", 40_000, 6_000),
-    "hashing": Entry("hashing", "none", 0, 0, 0, note="W2 in two processes, no queue: the most there is"),
+    "hashing": Entry("hashing", "none", 0, 0, 0, note="the most there is for W2"),
     "celery": Entry("celery", "redis", 2_000, 1_000, note="acks late, rejects on worker loss"),
     "dramatiq": Entry("dramatiq", "redis", 5_000, 2_000, note="8 threads in each process, its default"),
     "rq": Entry("rq", "redis", 300, 200, note="forks for each job, its default"),
@@ -60,6 +60,6 @@ PEERS = {
     "procrastinate-c10": Entry(
         "procrastinate", "postgres", 2_000, 800, 0, "c10", "10 jobs at a time in each process"
     ),
-    "serve": Entry("serve", "redis", 1_500, 800, 20_000, note="Ray Serve's task_consumer, two replicas"),
-    "ray-tasks": Entry("ray_tasks", "none", 5_000, 3_000, note="bare Ray tasks: lost with their caller"),
+    "serve": Entry("serve", "redis", 1_500, 800, 20_000, note="two replicas, Celery on Redis beneath"),
+    "ray-tasks": Entry("ray_tasks", "none", 5_000, 3_000, note="lost with their caller"),
 }
