@@ -142,7 +142,7 @@ class Run:
             failed = self._read(session, keeper, load)
         finally:
             _hang_up(keeper)
-            keeper.wait(KEEPER_SECONDS_MAX)
+            _wait_or_kill(keeper)
             self._keepers.discard(keeper)
         if keeper.returncode != 0 and not failed:
             failed = True
@@ -202,6 +202,15 @@ def _hang_up(keeper: subprocess.Popen[str]) -> None:
         keeper.stdin.close()
     except BrokenPipeError:
         return
+
+
+def _wait_or_kill(keeper: subprocess.Popen[str]) -> None:
+    """One that hangs is a failure of its session, not of the run."""
+    try:
+        keeper.wait(KEEPER_SECONDS_MAX)
+    except subprocess.TimeoutExpired:
+        keeper.kill()
+        keeper.wait()
 
 
 # --- where it is done --------------------------------------------------------------------------------
