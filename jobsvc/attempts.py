@@ -115,7 +115,7 @@ class UnsettledReports:
         return len(self._reports)
 
     def __contains__(self, key: JobKey) -> bool:
-        """Also true of reports that were settled a short while ago."""
+        """Also true of attempts that were settled or dropped a short while ago."""
         return key in self._reports or key in self._settled
 
     def add(self, finished: Finished, now: float, gather_seconds: float) -> None:
@@ -139,7 +139,11 @@ class UnsettledReports:
         for each in finished:
             key = (each.job_id, each.attempt)
             self._reports.pop(key, None)
-            self._settled[key] = None
+            self.remember(key)
+
+    def remember(self, key: JobKey) -> None:
+        """No leader will want to hear of this attempt again."""
+        self._settled[key] = None
         while len(self._settled) > SETTLED_MAX:
             del self._settled[next(iter(self._settled))]
 

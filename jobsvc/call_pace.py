@@ -1,8 +1,10 @@
-"""When a worker may call its leader again."""
+"""When a worker may call its leader again, and whose answers count."""
 
 from __future__ import annotations
 
 import random
+
+from .errors import Unavailable
 
 RETRY_SECONDS = 0.1
 RETRY_SECONDS_MAX = 1.0
@@ -21,12 +23,23 @@ class CallPace:
         self.called_at = 0.0
         self.calls = 0  # made so far; the number of the newest
         self.in_air = 0
+        self._epoch = 0  # the newest that has answered
 
     def begin(self, now: float) -> int:
         self.calls += 1
         self.in_air += 1
         self.called_at = now
         return self.calls
+
+    def heard(self, epoch: int) -> None:
+        """A leader of this epoch answers. Raises Unavailable if it has been replaced: that is no answer.
+
+        It may not have noticed, and know nothing of leases that its successor granted: it would have them
+        dropped, and call their results stale. Its successor knows all that it knew, and says it again.
+        """
+        if epoch < self._epoch:
+            raise Unavailable(f"who led epoch {epoch} was replaced: epoch {self._epoch} has answered before")
+        self._epoch = epoch
 
     def failed(self, number: int, now: float) -> None:
         """Nobody answered. That an overtaken call got no answer means nothing."""

@@ -21,6 +21,8 @@ Why a leader that slept says nothing wrong: an answer that needs no commit (a re
 given only within `TRUST_SECONDS` of the beginning of the last append that succeeded. Later, the read waits
 for an empty record, and a leader that was replaced while it slept is fenced by that append. This only
 narrows the time in which a read may be stale; that two leaders cannot both commit is the journal's doing.
+Where a stale answer would do harm, time is not trusted: workers compare epochs, and before something is
+deleted on the strength of a read, `proved` waits for a record.
 """
 
 from __future__ import annotations
@@ -134,8 +136,12 @@ class CommitLoop:
         elif self._in_the_air is not None:
             await asyncio.shield(self._in_the_air.durable)
         elif self._loop.time() - self.committed_at > TRUST_SECONDS:
-            self._work.set()
-            await asyncio.shield(self._batch.durable)
+            await self.proved()
+
+    async def proved(self) -> None:
+        """Wait for a record that is begun after this call: nobody had taken over until now."""
+        self._work.set()
+        await asyncio.shield(self._batch.durable)
 
     async def run(self) -> None:
         """Commit for ever; raises what ends the leadership."""

@@ -218,7 +218,7 @@ class Grant(msgspec.Struct, gc=False, array_like=True):
 
 
 class WorkerOrders(msgspec.Struct, array_like=True, tag="orders"):
-    """The leader's answer. When it arrives, every `finished` of the report is settled for good."""
+    """The leader's answer. When it is obeyed, every `finished` of the report is settled for good."""
 
     grants: list[Grant] = []
     options: list[JobOptions] = []
@@ -228,6 +228,7 @@ class WorkerOrders(msgspec.Struct, array_like=True, tag="orders"):
     retire: bool = False  # finish nothing more; give back what is not started, and end
     lease_seconds: float = 30.0
     put_interval_seconds: float = 0.0  # this worker's share of the service's PUTs; 0: no limit
+    epoch: int = 0  # whose word this is: after that of a later one it counts for nothing
 
 
 class NotLeader(msgspec.Struct, array_like=True, tag="not_leader"):

@@ -11,7 +11,9 @@ takeover every worker gets the full time again.
 
 What a worker holds is compared in every report: leases that it does not name are granted again (an answer
 got lost, or its leader died before answering; the worker knows repetitions by their token), and what it
-names without a lease it is told to drop.
+names without a lease it is told to drop. That, and that a report is stale, is said without any commit: a
+leader that was replaced and has not noticed may say it, of leases that are newer than its epoch. So orders
+carry the epoch, and a worker obeys nobody older than whom it has obeyed before.
 """
 
 from __future__ import annotations
@@ -240,7 +242,9 @@ class Leader:
     def _no_orders(self) -> WorkerOrders:
         settings = self._settings
         interval = worker_interval_seconds(settings.record_interval_seconds, len(self.registry.workers))
-        return WorkerOrders(lease_seconds=settings.lease_seconds, put_interval_seconds=interval)
+        return WorkerOrders(
+            lease_seconds=settings.lease_seconds, put_interval_seconds=interval, epoch=self.commits.epoch
+        )
 
     def _orders(self, worker: KnownWorker, report: WorkerReport) -> WorkerOrders:
         """Leases that the worker does not name, and what it must stop."""
@@ -340,7 +344,10 @@ class Leader:
         if self.registry.workers.get(name) is worker:
             self.registry.forget(name)
         self.serve_waiting()
-        await self.commits.settled()
+        if not keys:
+            await self.commits.settled()
+            return
+        await self.commits.proved()  # a leader that was replaced knows nothing of some of these reports
         for key in keys:
             await insist(self._store.delete, key)
 

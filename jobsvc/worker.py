@@ -11,7 +11,8 @@ places:
 for. A report that settles something does not wait; with nothing to report the worker leaves a call
 waiting at the leader, which is its heartbeat and the way that grants and cancels reach it at once. When
 something finishes meanwhile, the worker sends a new call, which ends the waiting one. Answers are obeyed
-whenever they come; obeying twice is harmless: what is known is not taken again, what has ended not cancelled.
+whenever they come, but for those of a leader that was replaced (`CallPace.heard`); obeying twice is
+harmless: what is known is not taken again, what has ended not cancelled.
 
 **No answer.** The worker goes on with what it holds and keeps asking. A report that nobody has settled
 for `outbox_after_seconds` is written to the outbox, once, so that it survives this worker too; when a
@@ -121,9 +122,8 @@ class Worker:
         self._held, self._ending = dict[JobKey, HeldAttempt](), dict[JobKey, HeldAttempt]()
         self._finished = UnsettledReports(name, session, self._objects)
         self._busy_seconds = BusySeconds()
-        self._ending_bytes = 0
+        self._ending_bytes = self._stale = 0
         self._payloads = PayloadFetch(self._objects, self._holds, runner.submit, self._finish_unstarted)
-        self._stale = 0
         self._outbox_task: asyncio.Task[None] | None = None
         self._leaving: str | None = None
         self._kill_at = self._give_up_at = float("inf")
@@ -250,6 +250,7 @@ class Worker:
             patience_seconds = 2 * self._settings.takeover_silence_seconds + 1.0
             async with asyncio.timeout(wait_seconds + patience_seconds):
                 orders = await self._leader.report_and_ask(report)
+            pace.heard(orders.epoch)
         except (Unavailable, TimeoutError):
             self._busy_seconds.put_back(report.busy_seconds)
             self._objects.pace.put_back(report.puts)
@@ -271,12 +272,9 @@ class Worker:
             key = (running.job_id, running.attempt)
             holding.remove(key)
             holding.insert(0, key)
+        who = (self.name, self.session, self._pool, self._node, self._pid)
         return WorkerReport(
-            self.name,
-            self.session,
-            self._pool,
-            self._node,
-            self._pid,
+            *who,
             finished=self._finished.to_send(),
             holding=[*holding, *self._ending],
             busy=busy,
@@ -338,7 +336,9 @@ class Worker:
         held = self._held.get(key)
         if held is None:
             return False  # it has ended already; its report says how
-        held.forgotten = held.forgotten or forget
+        if forget:
+            held.forgotten = True
+            self._finished.remember(key)
         if not held.submitted or key in self._runner.withdraw({key}):
             self._finish_unstarted(held, outcome)
             return True

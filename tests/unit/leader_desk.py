@@ -25,6 +25,8 @@ class LeaderDesk:
         self.refused: list[Key] = []
         self.retire = False
         self.put_interval_seconds = 0.0
+        self.epoch = 1
+        self.ignorant = False  # who answers led the epoch before, and has not noticed that it was replaced
         self.away = False
         self.silent = False
         self.loses_answers = 0  # so many calls take effect and are not answered
@@ -85,6 +87,9 @@ class LeaderDesk:
             raise Unavailable("nobody leads")
         if self.silent:
             await asyncio.Event().wait()
+        if self.ignorant:
+            stale = [(each.job_id, each.attempt) for each in report.finished]
+            return WorkerOrders(stale=stale, drop=report.holding, epoch=self.epoch - 1)
         stale = self._settle(report)
         orders = self._orders(report)
         if not (report.finished or orders.grants or orders.cancel or orders.drop or orders.retire):
@@ -113,7 +118,7 @@ class LeaderDesk:
                 orders = self._orders(report)
                 if orders.grants or orders.cancel or orders.drop or orders.retire:
                     return orders
-        return WorkerOrders(put_interval_seconds=self.put_interval_seconds)
+        return WorkerOrders(put_interval_seconds=self.put_interval_seconds, epoch=self.epoch)
 
     def _settle(self, report: WorkerReport) -> list[Key]:
         stale = []
@@ -128,7 +133,8 @@ class LeaderDesk:
         return stale
 
     def _orders(self, report: WorkerReport) -> WorkerOrders:
-        orders = WorkerOrders(retire=self.retire, put_interval_seconds=self.put_interval_seconds)
+        interval = self.put_interval_seconds
+        orders = WorkerOrders(retire=self.retire, put_interval_seconds=interval, epoch=self.epoch)
         holding = set(report.holding)
         for key, grant in self.leases.items():
             if key not in holding:

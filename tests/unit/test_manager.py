@@ -11,7 +11,8 @@ from jobsvc import commands as c
 from jobsvc import orphans
 from jobsvc.errors import Fatal, Fenced
 from jobsvc.events import JobsEnqueued, JobsLeased
-from jobsvc.jobs import BlobRef, NotLeader, Outcome, Result, State, encode, id_text
+from jobsvc.jobs import BlobRef, Grant, NotLeader, Outcome, Result, State, encode, id_text
+from jobsvc.manager import Manager
 from jobsvc.object_store import PutOutcome, StoreError
 from jobsvc.queue_snapshot import check_invariants, fingerprint
 from jobsvc.scaling import MachineRequest, Machines
@@ -397,6 +398,48 @@ def test_a_lost_workers_outbox_is_settled_before_its_leases_are_given_back() -> 
         # and what the dead one held, it must drop if it was not dead at all
         orders = await pair.report(a, holding=holding[1:], session="s")
         assert orders.drop == holding[1:]
+
+    run(story)
+
+
+async def _two_that_lead(pair: Pair) -> tuple[Manager, Manager, Grant]:
+    """manager-b has taken over and leased a job to w1; manager-a has not noticed, and has just committed."""
+    a, b = await pair.leader_and_standby()
+    for peer in pair.peers.values():
+        peer.cut = True
+    await pair.enqueue(a, 1)
+    b.suspect_leader()
+    await until(lambda: b.role == "leader")
+    [grant] = (await pair.report(b, can_take=1)).grants
+    assert a.role == "leader"
+    return a, b, grant
+
+
+def test_who_was_replaced_may_call_a_result_stale_but_says_which_epoch_it_leads() -> None:
+    async def story(pair: Pair) -> None:
+        a, b, grant = await _two_that_lead(pair)
+        key = (grant.job_id, grant.attempt)
+        of_a = await pair.report(a, holding=[key])
+        assert (of_a.drop, of_a.epoch) == ([key], 1)
+        of_a = await pair.report(a, finished=[done(grant)])
+        assert (of_a.stale, of_a.epoch) == ([key], 1)
+        of_b = await pair.report(b, finished=[done(grant)])
+        assert (of_b.stale, of_b.epoch) == ([], 2)
+        assert b.state.jobs[grant.job_id].state is State.SUCCEEDED
+
+    run(story)
+
+
+def test_who_was_replaced_deletes_no_outbox() -> None:
+    async def story(pair: Pair) -> None:
+        a, b, grant = await _two_that_lead(pair)
+        await pair.store.put_new("outbox/w1/s/000001", encode([done(grant)]))
+        a.worker_gone("w1")
+        await until(lambda: pair.tasks["manager-a"].done())
+        assert isinstance(pair.tasks["manager-a"].exception(), Fenced)
+        assert "outbox/w1/s/000001" in pair.store_keys()
+        b.worker_gone("w1")
+        await until(lambda: b.state.jobs[grant.job_id].state is State.SUCCEEDED)
 
     run(story)
 

@@ -303,6 +303,41 @@ async def test_a_grant_that_comes_twice_runs_once() -> None:
     assert world.leader.completed[jobs[0], 1] is settled
 
 
+@told
+async def test_who_was_replaced_and_does_not_know_it_is_not_obeyed() -> None:
+    world = World()
+    (long,) = world.leader.enqueue("minute")
+    await world.until_runs(long)
+    # given a leader that was replaced before the job was leased, and tells the worker to drop it
+    world.leader.ignorant = True
+    calls = len(world.leader.reports)
+    await asyncio.sleep(30)
+    assert len(world.leader.reports) > calls + 3
+    assert world.worker.statistics()["held"] == 1
+    # and that calls the result stale
+    await asyncio.sleep(40)
+    assert (world.worker.statistics()["unsettled"], world.worker.statistics()["stale_reports"]) == (1, 0)
+    assert [each.outcome for each in await world.outbox()] == [Outcome.SUCCEEDED]
+    # then the job has run once and its result counts
+    world.leader.ignorant = False
+    assert await world.until_completed(long) == [Outcome.SUCCEEDED]
+    assert world.runner.started == [(long, 1)]
+
+
+@told
+async def test_what_was_dropped_is_not_taken_from_an_overtaken_answer() -> None:
+    world = World()
+    (running,) = world.leader.enqueue("for_ever")
+    await world.until_runs(running)
+    grant = world.leader.leases[running, 1]
+    world.leader.take_away(running)
+    await world.until(lambda: world.worker.statistics()["held"] == 0)
+    world.leader.leases[running, 1] = grant
+    world.leader._changed.set()
+    await asyncio.sleep(10)
+    assert world.runner.started == [(running, 1)]
+
+
 def _orders() -> Any:
     from jobsvc.jobs import WorkerOrders
 
