@@ -30,6 +30,7 @@ class Line(msgspec.Struct):
     killed: int | None = None
     finished: int | None = None
     held: int | None = None
+    first_start_seconds: float | None = None
     deadline_seconds: float | None = None
     load_before: float = 0.0
     scale: float = 1.0

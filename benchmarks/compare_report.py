@@ -37,8 +37,9 @@ HOW = """\
 - Bytes per queued job: what the broker says of itself (Redis), tables and indexes (PostgreSQL), or the
   growth of the processes that hold them (jobsvc: the leader; Ray: caller, raylet and GCS).
 - Kill: 6 jobs of 3 s; SIGKILL to all workers and their children while two or more run; new workers at
-  once. What has not been done until the deadline need not be lost: some peers run such jobs again after
-  minutes or an hour."""
+  once. A killed job may have to wait behind those that were waiting already; "any job" is the first to begin
+  after the kill. What has not been done until the deadline need not be lost: some peers run such jobs
+  again after minutes or an hour."""
 
 
 def report(lines: list[Line]) -> str:
@@ -139,7 +140,8 @@ def _crash(lines: Iterable[Line], peer: str) -> str:
     done = f"{worst.finished} of {worst.jobs} jobs done" + (f", {lost} lost" if lost else "")
     if worst.value is None:
         return f"{done}; the {worst.killed} killed ones not begun again in {worst.deadline_seconds:g} s"
-    return f"{done}; the killed ones begun again after {worst.value:.2g} s"
+    first = f" (any job: {worst.first_start_seconds:.2g} s)" if worst.first_start_seconds else ""
+    return f"{done}; the killed ones begun again after {worst.value:.2g} s{first}"
 
 
 def _row(texts: Iterable[str]) -> str:

@@ -197,6 +197,7 @@ def tell_of_crash(naps: Naps, killed: set[int], killed_at: float, seconds: float
         if number in killed and at > killed_at:
             again[number] = min(at - killed_at, again.get(number, at))
     finished = set(naps.ends)
+    later = [at - killed_at for _, at in naps.starts if at > killed_at]
     say(
         "crash_rerun",
         max(again.values()) if killed and len(again) == len(killed) else None,
@@ -204,6 +205,7 @@ def tell_of_crash(naps: Naps, killed: set[int], killed_at: float, seconds: float
         jobs=CRASH_JOBS,
         killed=len(killed),
         again=sorted(round(delay, 2) for delay in again.values()),
+        first_start_seconds=min(later, default=None),
         finished=len(finished),
         finished_twice=len(naps.ends) - len(finished),
         held=held,

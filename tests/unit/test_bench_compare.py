@@ -58,9 +58,8 @@ def sample() -> list[dict[str, Any]]:
     crash = {"part": "crash", "unit": "s", "jobs": 6, "killed": 2, "deadline_seconds": 20.0}
     lines.append(line("celery", "everysec", "crash_rerun", None, finished=0, held=6, **crash))
     for number_of_round, delay in ((1, 0.5), (2, 1.5)):
-        lines.append(
-            line("jobsvc", "fsync", "crash_rerun", delay, finished=6, round=number_of_round, **crash)
-        )
+        ended = {"first_start_seconds": 0.25, "round": number_of_round}
+        lines.append(line("jobsvc", "fsync", "crash_rerun", delay, finished=6, **ended, **crash))
     lines.append(line("arq", "", "failed", None, part="setup", round=0, reason="pip:\nno such version"))
     lines.append(line("hashing", "none", "w2_end_to_end", 4_370.0))
     return lines
@@ -95,7 +94,7 @@ def test_the_table_has_jobsvc_first_and_both_settings_of_redis_side_by_side(line
 
 def test_the_table_tells_the_worst_crash_of_jobsvc_and_who_forgot_its_jobs(lines: list[Line]) -> None:
     text = report(lines)
-    assert "6 of 6 jobs done; the killed ones begun again after 1.5 s" in text
+    assert "6 of 6 jobs done; the killed ones begun again after 1.5 s (any job: 0.25 s)" in text
     assert "0 of 6 jobs done; the 2 killed ones not begun again in 20 s" in text
 
 
@@ -244,6 +243,7 @@ def test_a_crash_that_lost_jobs_has_no_time(tmp_path: Path, capsys: pytest.Captu
     session.tell_of_crash(session.Naps(path), {0, 1}, 11.0, 20.0, 1)
     told = json.loads(capsys.readouterr().out)
     assert (told["value"], told["again"], told["finished"], told["held"]) == (None, [1.5], 1, 1)
+    assert told["first_start_seconds"] == 1.5
 
 
 def test_each_peer_has_its_pinned_versions() -> None:
