@@ -2,8 +2,12 @@
 
 A replica serves many callers, and one call of an actor costs as much as a thousand items in it. So requests
 gather: what arrives while flights are in the air goes with the next one. With nothing in the air a request
-leaves at once, at the end of the event loop's turn; there are no timers, so an idle service has no added
-latency and a busy one has large flights.
+leaves at once, at the end of the event loop's turn, so an idle service has no added latency.
+
+Callers who were answered together come back together, a few milliseconds apart. If the first of them left at
+once, it would take the flight of all the others: so after a landing a flight waits until as many requests are
+there as have just been answered, or `GATHER_SECONDS` have passed. One caller alone never waits for
+anybody: he is all that was answered.
 
 Two flights may be in the air, because the leader puts a flight that arrives during a commit into the next
 record: the second flight's way there is hidden behind the first one's commit.
@@ -27,6 +31,7 @@ from .commands import Command, FeedPage, Flight, FlightReply, ManagerStatus, Rep
 from .errors import JobsvcError, Refusal, Unavailable
 
 IN_THE_AIR_MAX = 2
+GATHER_SECONDS = 0.005
 FLIGHT_BYTES_MAX = 8 * 1024 * 1024
 FLIGHT_REQUESTS_MAX = 2_000
 WAITING_BYTES_MAX = 256 * 1024 * 1024
@@ -90,6 +95,8 @@ class Flights:
         self._waiting_bytes = 0
         self._in_the_air: set[asyncio.Task[None]] = set()
         self._departure_planned = False
+        self._expected = 0  # requests' callers who were answered just now
+        self._gathering: asyncio.TimerHandle | None = None
         self._puts = 0
         self.sent = 0
         self.requests_sent = 0
@@ -114,12 +121,30 @@ class Flights:
         self._plan_departure()
 
     def _plan_departure(self) -> None:
-        if not self._departure_planned and len(self._in_the_air) < IN_THE_AIR_MAX:
+        if self._departure_planned or len(self._in_the_air) >= IN_THE_AIR_MAX:
+            return
+        if self._gathering is None or len(self._waiting) >= self._expected:
             self._departure_planned = True
             asyncio.get_running_loop().call_soon(self._depart)
 
+    def _gather(self, expected: int) -> None:
+        """So many callers have been answered now: their next requests shall travel together."""
+        if self._gathering is not None:
+            self._gathering.cancel()
+            expected += self._expected
+        self._expected = expected
+        self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered)
+
+    def _gathered(self) -> None:
+        """Nobody is waited for any more."""
+        self._gathering = None
+        self._plan_departure()
+
     def _depart(self) -> None:
         self._departure_planned = False
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         while len(self._in_the_air) < IN_THE_AIR_MAX:
             tickets = self._board()
             if not tickets:
@@ -175,6 +200,8 @@ class Flights:
             for ticket in tickets:
                 ticket.answer(replies[place : place + len(ticket.requests)])
                 place += len(ticket.requests)
+            if len(tickets) > 1:
+                self._gather(len(tickets))
 
     def _nobody_answered(self, tickets: list[Ticket], problem: str) -> None:
         """These were sent; what waits behind them was not, and has no better chance now."""

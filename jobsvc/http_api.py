@@ -11,12 +11,13 @@ says in OpenAPI what each route takes and gives; a test compares the two.
     http_errors       problem documents                http_operations     the table of routes
     http_docs         OpenAPI                          http_docs_page      the same for people
     http_bulk         many jobs at once, failures      http_live           summaries, history
-    http_page         the page at `/`
+    http_page         the page at `/`                  http_express       single enqueues, the short way
 """
 
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +30,7 @@ from .http_bulk import BulkRoutes
 from .http_docs import Handler, add_operation, install_openapi
 from .http_docs_page import install_page
 from .http_errors import on_http_exception, on_jobsvc_error, on_validation_error
+from .http_express import EXPRESS_ROUTES, ExpressRoutes
 from .http_job_requests import JobReader
 from .http_jobs import JobRoutes
 from .http_live import LiveRoutes
@@ -81,17 +83,30 @@ def build_app(
     app.add_exception_handler(JobsvcError, on_jobsvc_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_middleware(
+    rim = partial(
         OuterRim,
         access=Access(token),
         observe=figures.observe,
         new_request_id=lambda: id_text(gateway.new_id()),
         server_echoes_request_id=server_echoes_request_id,
     )
+    app.add_middleware(rim)
+    app.state.express = rim(_express(jobs))
     install_openapi(app, settings, has_token=token is not None)
     install_page(app)
     install_web_page(app)
     return app
+
+
+def _express(jobs: JobRoutes) -> ExpressRoutes:
+    """The handlers of the express routes; each is the one that the table of routes names."""
+    return ExpressRoutes(
+        {
+            (each.method, each.path): getattr(jobs, each.handler)
+            for each in OPERATIONS
+            if (each.method, each.path) in EXPRESS_ROUTES
+        }
+    )
 
 
 def _handler(name: str, *owners: object) -> Handler:

@@ -43,6 +43,7 @@ from .manager_actor import remove_actors, start_managers
 from .metrics import feed_ray
 from .ray_links import page_link
 from .s3_store import open_store
+from .serve_express import open_express
 from .settings import Settings, decode_settings, encode_settings
 from .tasks import load_tasks
 
@@ -88,6 +89,8 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
         server_echoes_request_id=True,
         ray_dashboard_url=settings.ray_dashboard_url or ray_dashboard_url(),
     )
+
+    open_express(app.state.express)
 
     @asynccontextmanager
     async def feeding(_: FastAPI) -> AsyncIterator[None]:

@@ -21,6 +21,7 @@ from .settings import Settings
 
 REPLICA_PORTS = 50  # a replica that has died leaves its port unused for a while
 LONGEST_POLL_SECONDS = 60  # a HAProxy that was replaced may finish what it serves, so long
+EXPRESS_LANE = "jobsvc.serve_express.middlewares"  # by name: this module must not load what HTTP needs
 PYTHON_PROXY = {"SERVE_SOCKET_REUSE_PORT_ENABLED": "0"}
 
 _HAPROXY_SCRIPT = """#!/bin/sh
@@ -60,6 +61,7 @@ def haproxy_environment(temp_dir: Path, ports: ProxyPorts) -> dict[str, str]:
     """The same for HAProxy on ports that were chosen; its script is written into the folder."""
     folder = temp_dir / "h"  # short: sockets are under it, in a folder named by Ray
     return PYTHON_PROXY | {
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": EXPRESS_LANE,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_script(temp_dir, ports.metrics, ports.stats)),

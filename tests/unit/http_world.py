@@ -15,6 +15,7 @@ from jobsvc.builtin_tasks import echo
 from jobsvc.errors import Unavailable
 from jobsvc.gateway import Gateway
 from jobsvc.http_api import build_app
+from jobsvc.http_express import ExpressLane
 from jobsvc.jobs import (
     BlobRef,
     ErrorInfo,
@@ -102,7 +103,9 @@ class Replica:
         )
         self.app: FastAPI = build_app(self.gateway, pair.settings, token, registry or tasks())
         self.http = httpx.AsyncClient(
-            transport=httpx.ASGITransport(self.app), base_url="http://localhost:8000", timeout=None
+            transport=httpx.ASGITransport(ExpressLane(self.app, self.app.state.express)),
+            base_url="http://localhost:8000",
+            timeout=None,
         )
 
     def _new_id(self) -> bytes:

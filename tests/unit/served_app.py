@@ -21,6 +21,7 @@ from jobsvc import commands as c
 from jobsvc.errors import Unavailable
 from jobsvc.gateway import Gateway
 from jobsvc.http_api import build_app
+from jobsvc.http_express import ExpressLane
 from jobsvc.jobs import (
     BlobRef,
     Finished,
@@ -214,7 +215,7 @@ class ServedApp:
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 8000),
         }
-        await self.app(scope, receive, send)
+        await ExpressLane(self.app, self.app.state.express)(scope, receive, send)
         if not started:
             return None
         found = {name.decode("latin-1"): value.decode("latin-1") for name, value in started[0]["headers"]}

@@ -126,6 +126,42 @@ def test_requests_gather_while_flights_are_in_the_air() -> None:
     tell(story)
 
 
+def test_callers_who_were_answered_together_travel_together_again() -> None:
+    async def story(world: World) -> None:
+        # given twenty callers whose requests were answered by one flight
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.gather(*[world.ask(enqueue(b"x", first=n)) for n in range(1, 21)])
+        # when they come back, each a little later than the one before
+        asked = []
+        for n in range(21, 41):
+            asked.append(world.ask(enqueue(b"x", first=n)))
+            await asyncio.sleep(0.0001)
+        await asyncio.gather(*asked)
+        # then nobody left alone, and the last one was not kept waiting
+        assert [len(flight.requests) for flight in world.managers.flights] == [20, 20]
+        assert loop.time() - began < flights.GATHER_SECONDS
+
+    tell(story)
+
+
+def test_callers_who_do_not_come_back_are_waited_for_but_a_moment() -> None:
+    async def story(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*[world.ask(enqueue(b"x", first=n)) for n in range(1, 21)])
+        # when one of twenty comes back at once, it waits for the others for a moment
+        began = loop.time()
+        await world.gateway.ask(enqueue(b"x", first=21))
+        assert loop.time() - began == pytest.approx(flights.GATHER_SECONDS)
+        # and when one comes later, for nobody
+        await asyncio.sleep(1)
+        began = loop.time()
+        await world.gateway.ask(enqueue(b"x", first=22))
+        assert loop.time() == began
+
+    tell(story)
+
+
 def test_a_flight_is_bounded_in_bytes_and_in_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flights, "FLIGHT_BYTES_MAX", 10_000)
     monkeypatch.setattr(flights, "FLIGHT_REQUESTS_MAX", 7)
