@@ -21,6 +21,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,6 +87,7 @@ def _refusal_by_browser(method: str, headers: Headers) -> Refusal | None:
     return None
 
 
+@lru_cache(maxsize=64)
 def _is_loopback_host(host: str) -> bool:
     """True for `localhost`, `127.0.0.1`, `[::1]`, with or without a port."""
     try:

@@ -7,9 +7,10 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping
-from contextlib import aclosing
+from functools import lru_cache
+from urllib.parse import parse_qsl
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from .commands import AUTOMATIC_KEY_PREFIX
 from .errors import InvalidRequest, Refusal, Refused
@@ -47,12 +48,13 @@ class Bodies:
         pieces: list[bytes] = []
         size = 0
         try:
-            async with aclosing(request.stream()) as stream:
-                async for piece in stream:
-                    size += len(piece)
-                    self._reading_bytes += len(piece)
-                    self._check(size)
-                    pieces.append(piece)
+            more = True
+            while more:
+                piece, more = await _next_piece(request)
+                size += len(piece)
+                self._reading_bytes += len(piece)
+                self._check(size)
+                pieces.append(piece)
         finally:
             self._reading_bytes -= size
         if declared is not None and size != declared:
@@ -78,6 +80,14 @@ class Bodies:
             raise Refused(Refusal("too_large", f"a body has at most {self._bytes_max} bytes", "body"))
 
 
+async def _next_piece(request: Request) -> tuple[bytes, bool]:
+    """The next piece of the body, and whether there are more. Raises ClientDisconnect."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect()
+    return message.get("body", b""), message.get("more_body", False)
+
+
 def content_kind(request: Request) -> str:
     """`json`, `ndjson` or `raw`, as the Content-Type says; JSON if it says nothing. Raises Refused."""
     full = request.headers.get("content-type", "")
@@ -92,10 +102,16 @@ def content_kind(request: Request) -> str:
     raise Refused(Refusal("unsupported_type", detail, "Content-Type"))
 
 
+@lru_cache(maxsize=256)
+def _query(query: bytes) -> tuple[tuple[str, str], ...]:
+    """The parameters of a query, in order; callers send the same few again and again."""
+    return tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+
+
 def query_values(request: Request, allowed: Collection[str]) -> dict[str, str]:
     """The query's parameters: each one known, and given once. Raises InvalidRequest."""
     values: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in _query(request.scope["query_string"]):
         if name not in allowed:
             raise InvalidRequest(f"is no parameter here; there are: {', '.join(sorted(allowed))}", name)
         if name in values:
@@ -106,7 +122,7 @@ def query_values(request: Request, allowed: Collection[str]) -> dict[str, str]:
 
 def one_value(request: Request, name: str) -> str | None:
     """One parameter, whatever else there is."""
-    values = request.query_params.getlist(name)
+    values = [value for each, value in _query(request.scope["query_string"]) if each == name]
     if len(values) > 1:
         raise InvalidRequest("is given more than once", name)
     return values[0] if values else None
