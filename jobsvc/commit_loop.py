@@ -49,8 +49,9 @@ PUSH_BYTES_MAX = 64 * 1024 * 1024  # beyond this the standby reads from the stor
 SIGN_OF_LIFE_SECONDS = 1.0
 REST_SECONDS_MAX = 0.5  # between two records, whatever others have put
 LAGGING_CLOCK_SPEED = 0.5
-BUSY_EVENTS = 8  # of one record; with as many the next one waits
-BUSY_INTERVAL_SECONDS = 0.008
+BUSY_EVENTS = 8  # a record with as many makes the leader a busy one, for a while
+BUSY_SECONDS = 0.1
+BUSY_INTERVAL_SECONDS = 0.005
 PUSH_INTERVAL_SECONDS = 0.01
 
 
@@ -99,6 +100,7 @@ class CommitLoop:
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
         self._others_puts = 0
+        self._busy_until = 0.0
         self._work = asyncio.Event()
         self._pushes: deque[bytes] = deque()
         self._push_bytes = 0
@@ -178,7 +180,10 @@ class CommitLoop:
         """From the beginning of a record with so many events to that of the next one, at least."""
         puts = 1 + self._others_puts
         self._others_puts = 0
-        least = BUSY_INTERVAL_SECONDS if events >= BUSY_EVENTS else 0.0
+        now = self._loop.time()
+        if events >= BUSY_EVENTS:
+            self._busy_until = now + BUSY_SECONDS
+        least = BUSY_INTERVAL_SECONDS if now < self._busy_until else 0.0
         return max(least, puts * self._settings.record_interval_seconds)
 
     def note_puts(self, puts: int) -> None:

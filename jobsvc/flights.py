@@ -5,9 +5,11 @@ gather: what arrives while flights are in the air goes with the next one. With n
 leaves at once, at the end of the event loop's turn, so an idle service has no added latency.
 
 Callers who were answered together come back together, a few milliseconds apart. If the first of them left at
-once, it would take the flight of all the others: so after a landing a flight waits until as many requests are
-there as have just been answered, or `GATHER_SECONDS` have passed. One caller alone never waits for
-anybody: he is all that was answered.
+once, it would take the flight of all the others, and many small flights would go on for ever, each with a
+record of its own. So after a landing the next flight waits for all callers that are known: those who have
+just been answered, those who wait, those whose flight is in the air and may land in time. It leaves when
+they are there, when for `GAP_SECONDS` nobody has come, or after `GATHER_SECONDS`. One caller alone never
+waits: there is nobody else.
 
 Two flights may be in the air, because the leader puts a flight that arrives during a commit into the next
 record: the second flight's way there is hidden behind the first one's commit.
@@ -31,7 +33,8 @@ from .commands import Command, FeedPage, Flight, FlightReply, ManagerStatus, Rep
 from .errors import JobsvcError, Refusal, Unavailable
 
 IN_THE_AIR_MAX = 2
-GATHER_SECONDS = 0.005
+GATHER_SECONDS = 0.015
+GAP_SECONDS = 0.003
 FLIGHT_BYTES_MAX = 8 * 1024 * 1024
 FLIGHT_REQUESTS_MAX = 2_000
 WAITING_BYTES_MAX = 256 * 1024 * 1024
@@ -95,7 +98,9 @@ class Flights:
         self._waiting_bytes = 0
         self._in_the_air: set[asyncio.Task[None]] = set()
         self._departure_planned = False
-        self._expected = 0  # requests' callers who were answered just now
+        self._aloft = 0  # tickets in the air
+        self._expected = 0  # tickets that the next flight waits for
+        self._gather_until = self._came_at = 0.0
         self._gathering: asyncio.TimerHandle | None = None
         self._puts = 0
         self.sent = 0
@@ -118,6 +123,8 @@ class Flights:
             return
         self._waiting.append(ticket)
         self._waiting_bytes += ticket.size_bytes
+        if self._gathering is not None:
+            self._came_at = asyncio.get_running_loop().time()
         self._plan_departure()
 
     def _plan_departure(self) -> None:
@@ -127,22 +134,31 @@ class Flights:
             self._departure_planned = True
             asyncio.get_running_loop().call_soon(self._depart)
 
-    def _gather(self, expected: int) -> None:
-        """So many callers have been answered now: their next requests shall travel together."""
+    def _gather(self, answered: int) -> None:
+        """So many callers have been answered now: their next requests shall travel with all others."""
+        expected = answered + self._aloft + len(self._waiting)
         if self._gathering is not None:
             self._gathering.cancel()
-            expected += self._expected
-        self._expected = expected
-        self._gathering = asyncio.get_running_loop().call_later(GATHER_SECONDS, self._gathered)
+            expected = max(expected, self._expected)
+        self._gathering = None
+        if expected > 1:
+            loop = asyncio.get_running_loop()
+            self._expected, self._came_at = expected, loop.time()
+            self._gather_until = loop.time() + GATHER_SECONDS
+            self._gathering = loop.call_later(GAP_SECONDS, self._look_who_came)
 
-    def _gathered(self) -> None:
-        """Nobody is waited for any more."""
+    def _look_who_came(self) -> None:
+        loop = asyncio.get_running_loop()
+        at = min(self._came_at + GAP_SECONDS, self._gather_until)
+        if at > loop.time():
+            self._gathering = loop.call_at(at, self._look_who_came)
+            return
         self._gathering = None
         self._plan_departure()
 
     def _depart(self) -> None:
         self._departure_planned = False
-        if self._gathering is not None:
+        if self._gathering is not None and self._waiting:
             self._gathering.cancel()
             self._gathering = None
         while len(self._in_the_air) < IN_THE_AIR_MAX:
@@ -151,6 +167,7 @@ class Flights:
                 return
             task = asyncio.get_running_loop().create_task(self._fly(tickets), name="flight")
             self._in_the_air.add(task)
+            self._aloft += len(tickets)
             task.add_done_callback(self._landed)
 
     def _landed(self, task: asyncio.Task[None]) -> None:
@@ -180,13 +197,11 @@ class Flights:
 
     async def _fly(self, tickets: list[Ticket]) -> None:
         requests = [request for ticket in tickets for request in ticket.requests]
-        self.sent += 1
-        self.requests_sent += len(requests)
-        puts, self._puts = self._puts, 0
         try:
-            replies = (await self._managers.send(Flight(requests, puts))).replies
-            if len(replies) != len(requests):
-                raise BadReply(f"{len(requests)} requests got {len(replies)} replies")
+            try:
+                replies = await self._send(requests)
+            finally:
+                self._aloft -= len(tickets)
         except Unavailable as error:
             self._nobody_answered(tickets, str(error))
         except asyncio.CancelledError:
@@ -200,8 +215,16 @@ class Flights:
             for ticket in tickets:
                 ticket.answer(replies[place : place + len(ticket.requests)])
                 place += len(ticket.requests)
-            if len(tickets) > 1:
-                self._gather(len(tickets))
+            self._gather(len(tickets))
+
+    async def _send(self, requests: list[Request]) -> list[Reply]:
+        self.sent += 1
+        self.requests_sent += len(requests)
+        puts, self._puts = self._puts, 0
+        replies = (await self._managers.send(Flight(requests, puts))).replies
+        if len(replies) != len(requests):
+            raise BadReply(f"{len(requests)} requests got {len(replies)} replies")
+        return replies
 
     def _nobody_answered(self, tickets: list[Ticket], problem: str) -> None:
         """These were sent; what waits behind them was not, and has no better chance now."""

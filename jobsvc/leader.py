@@ -9,6 +9,10 @@ Leases have no timers in the journal. A worker that is silent for `lease_seconds
 die, is lost: the leader reads its outbox, settles what it had finished, and gives back the rest. After a
 takeover every worker gets the full time again.
 
+A worker that has run dry and reports its last results would come again at once to wait for work. Its answer
+is held back for a moment instead: under a steady load the next jobs are there by then, for one call instead
+of two.
+
 What a worker holds is compared in every report: leases that it does not name are granted again (an answer
 got lost, or its leader died before answering; the worker knows repetitions by their token), and what it
 names without a lease it is told to drop. That, and that a report is stale, is said without any commit: a
@@ -44,6 +48,7 @@ from .worker_registry import KnownWorker, WorkerRegistry
 TICK_SECONDS = 1.0
 RETIRE_EVERY_SECONDS = 5.0
 HEALTH_SECONDS = 10.0
+RAN_DRY_SECONDS = 0.05
 
 Answer = TypeVar("Answer")
 
@@ -212,13 +217,12 @@ class Leader:
         stale = self._settle(report)
         orders = self._orders(worker, report)
         self._lease(worker, report, orders)
-        quiet = not (report.finished or orders.grants or orders.drop or orders.cancel or orders.retire)
-        if quiet and report.wait_seconds > 0 and not report.leaving:
-            await _wait_for(mine, report.wait_seconds)
-            if worker.waiting is not mine:
-                return self._no_orders()
-            orders = self._orders(worker, report)
-        worker.waiting = None
+        if not (orders.grants or orders.drop or orders.cancel or orders.retire):
+            await _wait_for(mine, _patience_seconds(report))
+            overtaken = worker.waiting is not mine
+            orders = self._no_orders() if overtaken else self._orders(worker, report)
+        if worker.waiting is mine:
+            worker.waiting = None
         orders.stale = stale
         await self.commits.settled()
         if report.leaving:
@@ -448,7 +452,18 @@ class Leader:
         return None
 
 
+def _patience_seconds(report: WorkerReport) -> float:
+    """How long this report may wait for something to do. What it has finished is settled all the same."""
+    if report.leaving:
+        return 0.0
+    if report.finished:
+        return RAN_DRY_SECONDS if report.can_take and not report.holding else 0.0
+    return report.wait_seconds
+
+
 async def _wait_for(future: asyncio.Future[None], seconds: float) -> None:
+    if seconds <= 0:
+        return
     try:
         async with asyncio.timeout(seconds):
             await asyncio.shield(future)

@@ -145,6 +145,26 @@ def test_callers_who_were_answered_together_travel_together_again() -> None:
     tell(story)
 
 
+def test_small_flights_become_one_large_one() -> None:
+    async def story(world: World) -> None:
+        # given two flights in the air, and a few more who wait
+        world.managers.may_land.clear()
+        asked = []
+        for n in range(1, 11):
+            asked.append(world.ask(enqueue(b"x", first=n)))
+            await asyncio.sleep(0.0001)
+        assert [len(flight.requests) for flight in world.managers.flights] == [1, 1]
+        # when these land and their callers come back
+        world.managers.may_land.set()
+        await asyncio.gather(*asked[:2])
+        asked += [world.ask(enqueue(b"x", first=n)) for n in (11, 12)]
+        await asyncio.gather(*asked)
+        # then all travel together
+        assert [len(flight.requests) for flight in world.managers.flights] == [1, 1, 10]
+
+    tell(story)
+
+
 def test_callers_who_do_not_come_back_are_waited_for_but_a_moment() -> None:
     async def story(world: World) -> None:
         loop = asyncio.get_running_loop()
@@ -152,7 +172,15 @@ def test_callers_who_do_not_come_back_are_waited_for_but_a_moment() -> None:
         # when one of twenty comes back at once, it waits for the others for a moment
         began = loop.time()
         await world.gateway.ask(enqueue(b"x", first=21))
-        assert loop.time() - began == pytest.approx(flights.GATHER_SECONDS)
+        assert loop.time() - began == pytest.approx(flights.GAP_SECONDS)
+        # and it waits but a moment however many drop in one by one
+        await asyncio.gather(*[world.ask(enqueue(b"x", first=n)) for n in range(101, 121)])
+        asked = []
+        for n in range(121, 130):
+            asked.append(world.ask(enqueue(b"x", first=n)))
+            await asyncio.sleep(0.9 * flights.GAP_SECONDS)
+        await asyncio.gather(*asked)
+        assert [len(flight.requests) for flight in world.managers.flights[-2:]] == [6, 3]
         # and when one comes later, for nobody
         await asyncio.sleep(1)
         began = loop.time()

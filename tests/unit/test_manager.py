@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import orphans
+from jobsvc import leader, orphans
 from jobsvc.errors import Fatal, Fenced
-from jobsvc.events import JobsEnqueued, JobsLeased
+from jobsvc.events import AttemptsEnded, JobsEnqueued, JobsLeased
 from jobsvc.jobs import BlobRef, Grant, NotLeader, Outcome, Result, State, encode, id_text
 from jobsvc.manager import Manager
 from jobsvc.object_store import PutOutcome, StoreError
@@ -97,6 +97,79 @@ def test_many_flights_share_a_record() -> None:
         ]
         assert sum(len(events) for events in enqueues) == 200
         assert len(enqueues) <= 3
+
+    run(story)
+
+
+def test_a_busy_leader_puts_more_into_a_record_and_a_quiet_one_does_not_wait() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        loop = asyncio.get_running_loop()
+
+        # given callers whose requests come one by one, much faster than records should
+        before = len(await pair.records())
+        calls = []
+        for number in range(1, 401):
+            calls.append(loop.create_task(pair.enqueue(a, number)))
+            await asyncio.sleep(0.0005)
+        await asyncio.gather(*calls)
+        # then they share records
+        assert len(await pair.records()) - before < 60
+        # and when nobody has come for a while, the next two callers wait for nothing but the store
+        await asyncio.sleep(1.0)
+        began = loop.time()
+        await pair.enqueue(a, 1001)
+        alone = loop.time() - began
+        began = loop.time()
+        await pair.enqueue(a, 1002)
+        assert loop.time() - began == pytest.approx(alone)
+
+    run(story)
+
+
+def test_a_worker_that_ran_dry_gets_its_next_job_with_the_answer_to_its_last_report() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        [first] = await pair.enqueue(a, 1)
+        [grant] = (await pair.report(a, can_take=5)).grants
+        # when it reports the only job that it had, and another one comes soon
+        call = asyncio.create_task(pair.report(a, can_take=5, finished=[done(grant)]))
+        await until(lambda: a.state.jobs[first].state is State.SUCCEEDED)
+        [second] = await pair.enqueue(a, 2)
+        assert [each.job_id for each in (await call).grants] == [second]
+
+    run(story)
+
+
+def test_a_worker_that_ran_dry_waits_but_a_moment_and_a_newer_call_ends_that() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        loop = asyncio.get_running_loop()
+        await pair.enqueue(a, 1, 2)
+        grants = (await pair.report(a, can_take=5)).grants
+        # given one of two jobs finished: it has something to do, and is answered when that is settled
+        began = loop.time()
+        kept = (grants[1].job_id, grants[1].attempt)
+        await pair.report(a, can_take=5, finished=[done(grants[0])], holding=[kept])
+        assert loop.time() - began < leader.RAN_DRY_SECONDS
+        # when the other one is reported and nothing comes, the answer comes after a moment
+        began = loop.time()
+        call = asyncio.create_task(pair.report(a, can_take=5, finished=[done(grants[1])]))
+        await call
+        assert leader.RAN_DRY_SECONDS <= loop.time() - began < 2 * leader.RAN_DRY_SECONDS
+        # and a newer call ends such a wait; what was reported is settled before it is answered
+        [third] = await pair.enqueue(a, 3)
+        [grant] = (await pair.report(a, can_take=5)).grants
+        began = loop.time()
+        call = asyncio.create_task(pair.report(a, can_take=5, finished=[done(grant)]))
+        await asyncio.sleep(0)
+        newer = asyncio.create_task(pair.report(a, can_take=5, wait_seconds=5.0))
+        assert not (await call).stale
+        assert loop.time() - began < leader.RAN_DRY_SECONDS
+        durable = [event for events in await pair.events() for event in events]
+        ends = [event for event in durable if isinstance(event, AttemptsEnded)]
+        assert any(each.job_id == third for event in ends for each in event.finished)
+        newer.cancel()
 
     run(story)
 
