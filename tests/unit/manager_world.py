@@ -93,10 +93,11 @@ class SlowStore(MemoryObjectStore):
         super().__init__()
         self.open = asyncio.Event()
         self.open.set()
+        self.put_seconds = 0.005
 
     async def put_new(self, key: str, data: bytes) -> Any:
         await self.open.wait()
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(self.put_seconds)
         return await super().put_new(key, data)
 
 

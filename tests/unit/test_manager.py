@@ -106,12 +106,13 @@ def test_a_busy_leader_puts_more_into_a_record_and_a_quiet_one_does_not_wait() -
         a, _ = await pair.leader_and_standby()
         loop = asyncio.get_running_loop()
 
-        # given callers whose requests come one by one, much faster than records should
+        # given a fast store, and callers whose requests come one by one, several at a time
+        pair.store.put_seconds = 0.0002
         before = len(await pair.records())
         calls = []
         for number in range(1, 401):
             calls.append(loop.create_task(pair.enqueue(a, number)))
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.0005 if number > 20 else 0.0)
         await asyncio.gather(*calls)
         # then they share records
         assert len(await pair.records()) - before < 60
