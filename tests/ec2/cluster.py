@@ -169,16 +169,6 @@ class Cluster:
         found = [each for each in (self.status() or {})["workers"] if each["name"] == name]
         return found[0] if found else None
 
-    def wait_for_workers(self, count: int) -> float:
-        """Until so many machines work; returns how long that took."""
-        began = time.monotonic()
-        wait_until(
-            lambda: len(self.workers()) >= count and self.working() >= count,
-            f"{count} machines that work",
-            WORKERS_SECONDS,
-        )
-        return time.monotonic() - began
-
     def wait_for_no_workers(self) -> None:
         wait_until(lambda: not self.workers(), "no machine for workers", WORKERS_SECONDS)
 
