@@ -5,6 +5,7 @@
     python -m tests.ec2.figures FILE --write    # into the README
 
 Of a scenario that was run twice, the later run counts. A row of a scenario that FILE does not have stays.
+A ` *` behind a scenario, which the README explains, goes with the row.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def with_rows(text: str, made: dict[str, Figures]) -> str:
     left = dict(made)
     rows = []
     for line in lines[first:last]:
-        figures = left.pop(line.split(" | ")[0].removeprefix("| "), None)
+        figures = left.pop(line.split(" | ")[0].removeprefix("| ").removesuffix(" *"), None)
         rows.append(line if figures is None else row(figures))
     rows += map(row, left.values())
     return "\n".join([*lines[:first], *rows, *lines[last:], ""])

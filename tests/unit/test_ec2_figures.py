@@ -10,7 +10,7 @@ TABLE = """Before
 
 | what happens | jobs accepted | lost | finished twice | longest pause | measured |
 |---|---|---|---|---|---|
-| a spot notice | 1 | 0 | 0 | 0.1 s |  |
+| a spot notice * | 1 | 0 | 0 | 0.1 s |  |
 | `ray down` | 2 | 0 | 0 | – | machines 4 |
 
 After
