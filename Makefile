@@ -30,9 +30,9 @@ packages:
 	test -z "$$missing" || { test "$$(id -u)" = 0 && apt-get update -q && \
 		apt-get install -q -y --no-install-recommends $$missing; } || echo "without$$missing: tests are skipped"
 
-# These wait most of the time: for leases, for machines. So three files run side by side on two cores (and take 10 GB of
-# memory), in the order in which they are named, the longest first.
-SLOW_TESTS := -q -n 3 --dist loadfile --no-loadscope-reorder --durations=20
+# These wait most of the time: for leases, for machines. So two files run side by side, in the order in which they are
+# named, the longest first. Not three: Ray gives up a node that takes 30 s to start, and starts it again.
+SLOW_TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 
 test: setup lint packages  ## everything that CI runs: unit, simulation, cluster, chaos, page, notebooks, EC2
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
