@@ -39,7 +39,7 @@ from .ports import is_listening
 
 PREFIX = "pulse/"
 POLL_SECONDS = 10.0
-CHECK_SECONDS = 20.0  # Ray's own command takes two to start, more on a machine that is busy
+CHECK_SECONDS = 50.0  # Ray's own command takes two to start; on a machine that is very busy, twenty
 
 _log = logging.getLogger("jobsvc.pulse")
 
