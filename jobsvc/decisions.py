@@ -304,6 +304,11 @@ def lease(state: QueueState, worker: str, pool: str, count: int) -> JobsLeased |
     return JobsLeased(worker, [job.id for job in jobs]) if jobs else None
 
 
+def has_ready(state: QueueState, pool: str) -> bool:
+    """Whether a worker of this pool would get anything."""
+    return any(lane.heads(1) for lane in state.ready_lanes(pool))
+
+
 # --- what time brings ---------------------------------------------------------------------------------
 
 

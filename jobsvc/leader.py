@@ -213,7 +213,7 @@ class Leader:
         worker.note(report, self._loop.time())
         self.commits.note_puts(report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
-        worker.waiting = mine
+        self.registry.opens_poll(worker, mine)
         stale = self._settle(report)
         orders = self._orders(worker, report)
         self._lease(worker, report, orders)
@@ -222,7 +222,7 @@ class Leader:
             overtaken = worker.waiting is not mine
             orders = self._no_orders() if overtaken else self._orders(worker, report)
         if worker.waiting is mine:
-            worker.waiting = None
+            self.registry.closes_poll(worker)
         orders.stale = stale
         await self.commits.settled()
         if report.leaving:
@@ -304,24 +304,29 @@ class Leader:
 
     def serve_waiting(self, but: str = "") -> None:
         """Lease to workers that wait, in the same record as what made the jobs ready."""
-        for pool in {worker.pool: None for worker in self.registry.workers.values() if worker.waiting}:
+        for pool in self.registry.polled_pools():
+            if not decisions.has_ready(self.state, pool):
+                continue  # most reports of many idle workers end here
             workers = [worker for worker in self.registry.waiting(pool) if worker.name != but]
+            ready = self._ready_for(pool, workers)
             for position, worker in enumerate(workers):
-                share = self._fair_share(pool, len(workers) - position, worker.can_take)
+                # Few jobs are spread over the idle workers instead of all going to the first.
+                share = min(worker.can_take, max(1, -(-ready // (len(workers) - position))))
                 self.commits.stamp()
                 leased = decisions.lease(self.state, worker.name, pool, share)
                 if leased is None:
                     break
+                ready -= len(leased.ids)
                 self.apply_events([leased])
                 self._note_leased(worker, leased.ids)
                 worker.wake()
 
-    def _fair_share(self, pool: str, workers: int, can_take: int) -> int:
-        """Few jobs are spread over the idle workers instead of all going to the first."""
-        if workers == 1 or can_take == 1:
-            return can_take
-        ready = sum(len(lane.heads(can_take * workers)) for lane in self.state.ready_lanes(pool))
-        return min(can_take, max(1, -(-ready // workers)))
+    def _ready_for(self, pool: str, workers: list[KnownWorker]) -> int:
+        """How many jobs there are for these workers, counted no further than they can take.
+
+        Counted once for all of them: counting for each is quadratic in the workers."""
+        count = max((worker.can_take for worker in workers), default=0) * len(workers)
+        return sum(len(lane.heads(count)) for lane in self.state.ready_lanes(pool)) if count > 1 else count
 
     def _wake_holders(self, ids: list[bytes]) -> None:
         for job_id in ids:

@@ -72,6 +72,7 @@ class WorkerRegistry:
 
     def __init__(self) -> None:
         self.workers: dict[str, KnownWorker] = {}
+        self._polling: dict[str, KnownWorker] = {}  # those with a call open, in the order of their calls
         self.lost: set[str] = set()  # given up: their processes, if there are any, are to end
 
     def known(self, name: str, pool: str, now: float) -> KnownWorker:
@@ -86,12 +87,31 @@ class WorkerRegistry:
         worker = self.workers.pop(name, None)
         if worker is not None:
             worker.wake()
+            if self._polling.get(name) is worker:
+                del self._polling[name]
+
+    def opens_poll(self, worker: KnownWorker, poll: asyncio.Future[None]) -> None:
+        """This call of the worker may wait."""
+        worker.waiting = poll
+        self._polling.pop(worker.name, None)
+        self._polling[worker.name] = worker
+
+    def closes_poll(self, worker: KnownWorker) -> None:
+        worker.waiting = None
+        if self._polling.get(worker.name) is worker:
+            del self._polling[worker.name]
+
+    def polled_pools(self) -> list[str]:
+        """Pools of workers that have a call open."""
+        return list({worker.pool: None for worker in self._polling.values()})
 
     def waiting(self, pool: str) -> list[KnownWorker]:
-        """Workers of a pool that hold a long poll open and can take jobs, longest idle first."""
+        """Workers of a pool that hold a long poll open and can take jobs, longest idle first.
+
+        Every report comes by here, so it looks at those that wait and not at all there are."""
         found = [
             worker
-            for worker in self.workers.values()
+            for worker in self._polling.values()
             if worker.pool == pool
             and worker.waiting is not None
             and not worker.waiting.done()
