@@ -55,6 +55,10 @@ notebooks: setup  ## run the notebooks and write their outputs anew
 bench: setup  ## the figures of the README, on this machine (about ten minutes)
 	$(BIN)/python -m benchmarks
 
+bench-scaling: setup  ## how one leader scales: against queued jobs and against workers (about ten minutes)
+	mkdir -p .bench
+	$(BIN)/python -m benchmarks.scaling --json .bench/scaling.jsonl --report .bench/scaling.md --picture docs/pictures/scaling.svg
+
 bench-compare: setup  ## jobsvc and other job queues on this machine: table and picture (about 25 minutes)
 	$(BIN)/python -m benchmarks.compare --picture docs/pictures/compare.svg
 
@@ -62,4 +66,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench bench-compare lock
+.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench bench-compare bench-scaling lock
