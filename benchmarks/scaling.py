@@ -34,7 +34,8 @@ NOOP_SECONDS = 0.000_075  # what a W1 job takes its worker
 NAP_SECONDS = 0.1
 DRAINED_MAX = 100_000
 DRAIN_WORKERS = 10
-WARM_SECONDS, LOOK_SECONDS = 2.0, 3.0
+WARM_SECONDS = {NOOP_SECONDS: 1.0, NAP_SECONDS: 2.0}
+LOOK_SECONDS = 1.5
 BACKLOG = {NOOP_SECONDS: 400_000, NAP_SECONDS: 60_000}
 COMMITS_QUEUED = (1_000, 10_000, 100_000)
 RAY_CALLS = 20_000
@@ -51,6 +52,7 @@ def against_queued(jobs: int) -> Figures:
         leading = await world.lead(DRAIN_WORKERS)
         figures: Figures = {"kind": "queued", "queued": jobs}
         with Collections() as pauses:
+            await asyncio.sleep(0)  # the collection before the start is none of the leader's
             rss, spent = resident_bytes(), loop.leader_seconds
             loop.longest_seconds = 0.0
             await world.enqueue(jobs, loop)
@@ -125,7 +127,7 @@ def against_workers(workers: int, job_seconds: float, call_us: float) -> Figures
         await world.enqueue(BACKLOG[job_seconds], loop)
         played = [PlayedWorker(world, loop, f"w{n}", job_seconds, call_us / 1e6) for n in range(workers)]
         tasks = [asyncio.create_task(worker.run()) for worker in played]
-        await asyncio.sleep(WARM_SECONDS)
+        await asyncio.sleep(WARM_SECONDS[job_seconds])
         commits = world.manager.leader.commits if world.manager.leader else None
         assert commits is not None
         commits.commit_seconds.clear()
