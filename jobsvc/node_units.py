@@ -60,6 +60,10 @@ PLAIN_WORD = re.compile(r"[A-Za-z0-9_./:=@,+-]+")
 Units = dict[str, str]
 Section = list[tuple[str, str]]
 
+# A stop ends the head's raylet before its autoscaler. One that looks in between sees a node that has ended,
+# its own, and has EC2 terminate it: a reboot would be the end of the machine. So the autoscaler goes first.
+AUTOSCALER_FIRST = ("ExecStop", "-/usr/bin/pkill -KILL -P $MAINPID -f autoscaler/.*/monitor")
+
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """This machine, as its units see it."""
@@ -126,7 +130,7 @@ def head_units(
     forget = ("ExecStartPre", command("/bin/rm", "-f", f"{node.run_dir}/{service}.json"))
     put_into_ray = [node.python, "-m", "jobsvc", "node", "service", *service_options]
     return {
-        RAY_UNIT: ray_unit(node, ray, [forget], wants=SERVICE_UNIT),
+        RAY_UNIT: ray_unit(node, ray, [forget, AUTOSCALER_FIRST], wants=SERVICE_UNIT),
         SERVICE_UNIT: unit_text(
             node,
             [

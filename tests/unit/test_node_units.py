@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray import autoscaler
 
 from jobsvc.errors import Unavailable
 from jobsvc.node_units import (
@@ -117,6 +119,18 @@ def test_the_head_runs_ray_with_the_autoscaler_and_then_the_service() -> None:
     )
     assert value(service, "BindsTo") == value(service, "PartOf") == RAY_UNIT
     assert value(service, "Type") == "oneshot"
+
+
+def test_a_head_that_stops_ends_its_autoscaler_first() -> None:
+    """Else that one sees a node that has ended, its own, and terminates the machine that only reboots."""
+    stop = value(head()[RAY_UNIT], "ExecStop")
+    assert stop.startswith("-/usr/bin/pkill -KILL -P $MAINPID -f ")
+    pattern = stop.rpartition(" ")[2]
+    ray = Path(autoscaler.__file__).parent
+    for version in ("_private", "v2"):
+        program = ray / version / "monitor.py"
+        assert program.exists() and re.search(pattern, f"python -u {program} --logs-dir=/tmp")
+    assert not re.search(pattern, "python -m jobsvc.manager_actor")
 
 
 def test_who_says_that_the_head_lives_does_not_end_with_its_ray() -> None:
