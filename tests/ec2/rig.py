@@ -355,19 +355,19 @@ class Rig:
         """All that partition() did to this host."""
         self.network.mend(instance)
 
-    def slow(self, instance: str, delay_ms: float) -> None:
-        """Everything the host sends leaves so much later; 0 ends it. Raises NotHere without netem."""
+    def slow(self, instance: str, kilobits_per_second: float) -> None:
+        """All that the host sends queues for a line so slow; 0 ends it. Raises NotHere without tbf."""
         namespace = self.network.namespace(instance)
         rig_net.run("tc", "-n", namespace, "qdisc", "del", "dev", "eth0", "root", check=False)
-        if delay_ms == 0:
+        if kilobits_per_second == 0:
             return
         try:
             rig_net.run(
                 *("tc", "-n", namespace, "qdisc", "add", "dev", "eth0", "root"),
-                *("netem", "delay", f"{delay_ms}ms"),
+                *("tbf", "rate", f"{kilobits_per_second}kbit", "burst", "4kb", "latency", "10s"),
             )
         except RuntimeError as error:
-            raise NotHere(f"no netem in this kernel: {error}") from None
+            raise NotHere(f"no token bucket filter in this kernel: {error}") from None
 
     # --- EC2's moods ---
 
