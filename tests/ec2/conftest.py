@@ -38,7 +38,7 @@ def whole_story(request: pytest.FixtureRequest) -> None:
     """The tests of a module with a cluster are one story: after a failure, what follows would only wait."""
     failed = request.node.getparent(pytest.Module).stash.get(FAILED, None)
     if failed is not None and "cluster" in request.fixturenames:
-        pytest.skip(f"the cluster may not be whole: {failed} failed")
+        pytest.fail(f"not run: the cluster may not be whole, {failed} failed", pytrace=False)
 
 
 @pytest.fixture(scope="module")
