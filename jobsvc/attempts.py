@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 
 from .job_frames import JobEnded, JobKey, ReadyJob
 from .jobs import BlobRef, ErrorInfo, Finished, Grant, JobOptions, Outcome, Result, id_text
@@ -106,7 +107,7 @@ class UnsettledReports:
         self._session = session
         self._objects = objects
         self._reports: dict[JobKey, _Unsettled] = {}
-        self._settled: dict[JobKey, None] = {}
+        self._settled: OrderedDict[JobKey, None] = OrderedDict()
         self._turn = asyncio.Lock()
         self.due = float("inf")  # when they should be sent; those that are on their way do not count
         self.outbox_objects = 0
@@ -145,7 +146,7 @@ class UnsettledReports:
         """No leader will want to hear of this attempt again."""
         self._settled[key] = None
         while len(self._settled) > SETTLED_MAX:
-            del self._settled[next(iter(self._settled))]
+            self._settled.popitem(last=False)  # a dict would look for its first item ever longer
 
     @property
     def outside_outbox(self) -> int:

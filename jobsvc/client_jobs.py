@@ -32,9 +32,11 @@ TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
 LONG_POLL_SECONDS = 20.0
 ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
-# Before the next page of the feed, so that many jobs that end fast come in few requests.
-PAUSE_PER_JOB_SECONDS = 0.0005
-PAUSE_SECONDS_MAX = 0.05
+# Before the next page of the feed, so that many jobs that end fast come in few requests: a part of the time
+# that the rest of a set will take at its present pace; when all is of others, by how much there was.
+PAUSE_PART = 0.1
+PAUSE_SECONDS_MAX = 0.1
+PAUSE_PER_ENTRY_SECONDS = 0.0005
 REQUESTS_IN_FLIGHT = 8
 
 T = TypeVar("T")
@@ -248,7 +250,7 @@ class JobSet:
         self._states: Counter[str] = Counter()
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()  # held by the one thread that reads the feed
-        self._next_read = 0.0
+        self._next_read, self._read_at = 0.0, time.monotonic()
         self._asked_at: float | None = None
 
     def __len__(self) -> int:
@@ -415,18 +417,25 @@ class JobSet:
         if pause > 0 and wait_seconds > 0:
             time.sleep(min(pause, wait_seconds))
         page = self._client.feed(self._after, wait_seconds)
-        more = page.next < page.newest
-        busy = 0.0 if more else min(PAUSE_SECONDS_MAX, len(page.entries) * PAUSE_PER_JOB_SECONDS)
-        self._next_read = time.monotonic() + busy
         if page.truncated:
             self._ask_each()
-        waiting = self._open
+        before = len(self._order)
         for entry in page.entries:
-            if entry.id in waiting:
+            if entry.id in self._open:
                 self._take(entry)
+        more = page.next < page.newest
+        self._plan_next_read(0 if more else len(page.entries), len(self._order) - before)
         self._after = page.next
         self._asked_at = time.time()
         return not more
+
+    def _plan_next_read(self, entries: int, ours: int) -> None:
+        now = time.monotonic()
+        since, self._read_at = now - self._read_at, now
+        pause = entries * PAUSE_PER_ENTRY_SECONDS
+        if entries and ours:
+            pause = since / ours * len(self._open) * PAUSE_PART
+        self._next_read = now + min(pause, PAUSE_SECONDS_MAX)
 
     def _take(self, entry: FeedItem) -> None:
         """A job has ended. The order comes last: who sees it there finds the rest."""

@@ -14,7 +14,9 @@ its caller asks the next leader under the same ids.
 
 Where a store would take a record at any time, a busy leader still waits a moment between two: most of what a
 record costs is the same for one event and for fifty, and whoever was answered by the last record is about to
-come again. A leader with little to do does not wait, so an idle service has no added latency.
+come again. Reports of workers that have jobs in hand wait longer than callers do: nobody starves meanwhile,
+and `hurry` ends the wait for all. A leader with little to do does not wait, so an idle service has no added
+latency.
 
 One log time for each record: it is fixed by the batch's first event, and every event of the batch is
 applied with it, here as in every replay. It never falls. Where this machine's clock is behind the log (the
@@ -52,7 +54,8 @@ LAGGING_CLOCK_SPEED = 0.5
 BUSY_EVENTS = 8  # a record with as many makes the leader a busy one, for a while
 BUSY_SECONDS = 0.1
 BUSY_INTERVAL_SECONDS = 0.005
-PUSH_INTERVAL_SECONDS = 0.03  # the standby may be so much behind: when it takes over, it reads the rest
+PATIENT_INTERVAL_SECONDS = 0.02  # while nobody is in a hurry
+PUSH_INTERVAL_SECONDS = 0.1  # the standby may be so much behind: when it takes over, it reads the rest
 
 
 class Peer(Protocol):
@@ -100,8 +103,8 @@ class CommitLoop:
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
         self._others_puts = 0
-        self._busy_until = 0.0
-        self._work = asyncio.Event()
+        self._busy_until = self._patient_until = 0.0
+        self._work, self._hurry = asyncio.Event(), asyncio.Event()
         self._pushes: deque[bytes] = deque()
         self._push_bytes = 0
         self._push_now = asyncio.Event()
@@ -147,9 +150,14 @@ class CommitLoop:
         elif self._loop.time() - self.committed_at > TRUST_SECONDS:
             await self.proved()
 
+    def hurry(self) -> None:
+        """Somebody waits for the open batch who has nothing else to do."""
+        self._hurry.set()
+
     async def proved(self) -> None:
         """Wait for a record that is begun after this call: nobody had taken over until now."""
         self._work.set()
+        self.hurry()
         await asyncio.shield(self._batch.durable)
 
     async def run(self) -> None:
@@ -160,7 +168,7 @@ class CommitLoop:
                     await self._work.wait()
             except TimeoutError:
                 pass  # J5: an empty record is the heartbeat, and how a leader learns that it is fenced
-            self._work.clear()
+            await self._gather()
             self.stamp()
             batch, self._batch = self._batch, _Batch(self._batch.log_time)
             self._in_the_air = batch
@@ -172,18 +180,31 @@ class CommitLoop:
                 self.commit_seconds.append(self._loop.time() - began)
             batch.durable.set_result(None)
             self._queue_push(record.encoded)
-            rest = began + self._interval_seconds(len(batch.events)) - self._loop.time()
+            rest = began + self._interval_seconds(len(batch.events), began) - self._loop.time()
             if rest > 0:
                 await asyncio.sleep(min(rest, REST_SECONDS_MAX))
 
-    def _interval_seconds(self, events: int) -> float:
+    async def _gather(self) -> None:
+        """Let the open batch grow while the leader is busy and nobody is in a hurry."""
+        if self._patient_until > self._loop.time():
+            try:
+                async with asyncio.timeout_at(self._patient_until):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass  # it has grown enough
+        self._work.clear()
+        self._hurry.clear()
+
+    def _interval_seconds(self, events: int, began: float) -> float:
         """From the beginning of a record with so many events to that of the next one, at least."""
         puts = 1 + self._others_puts
         self._others_puts = 0
         now = self._loop.time()
         if events >= BUSY_EVENTS:
             self._busy_until = now + BUSY_SECONDS
-        least = BUSY_INTERVAL_SECONDS if now < self._busy_until else 0.0
+        busy = now < self._busy_until
+        self._patient_until = began + PATIENT_INTERVAL_SECONDS if busy else 0.0
+        least = BUSY_INTERVAL_SECONDS if busy else 0.0
         return max(least, puts * self._settings.record_interval_seconds)
 
     def note_puts(self, puts: int) -> None:

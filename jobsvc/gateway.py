@@ -145,11 +145,10 @@ class Gateway:
 
     async def wait_feed(self, after: int, seconds: float, limit: int) -> c.FeedPage:
         """A page of the feed, at once or when something has finished. Raises Refused."""
-        page = await self.get(c.ReadFeed(after, limit), c.FeedPage)
-        if page.entries or seconds <= 0 or limit == 0 or page.next < page.newest:
-            return page
+        if seconds <= 0 or limit == 0 or after < 0:
+            return await self.get(c.ReadFeed(after, limit), c.FeedPage)
         try:
-            waited = await self._managers.wait_feed(page.next, seconds)
+            waited = await self._managers.wait_feed(after, seconds)
         except Unavailable as error:
             refusal = Refusal("no_leader", str(error), None, RETRY_AFTER_SECONDS)
             raise Refused(refusal) from error

@@ -30,7 +30,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .job_child import JobChild
 from .job_frames import (
@@ -51,7 +51,10 @@ from .settings import DEFAULT_POOL, KIB, MIB, Settings
 
 SENT_JOBS_MAX = 256
 SENT_BYTES_MAX = 4 * MIB
-RESULTS_PAUSE_SECONDS = 0.002  # between two reads: results are taken by the handful
+# Between two reads of results, which are taken by the handful: a part of what the jobs sent ahead will last.
+RESULTS_PAUSE_SECONDS = 0.002
+RESULTS_PAUSE_SECONDS_MAX = 0.02
+JOB_COST_SECONDS = 15e-6  # of a job that does nothing
 OUTPUT_PAUSE_SECONDS = 0.01
 LOOK_SECONDS = 0.25  # between two looks at time, memory and output of a running job
 FIRST_CHUNK_SECONDS = 1.0
@@ -230,10 +233,10 @@ class ProcessRunner:
     def _results_waiting(self, child: JobChild) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(child.results_fd)
-        self._take_results(child)
-        if not child.exited.is_set():
-            loop.call_later(RESULTS_PAUSE_SECONDS, self._watch_results, child)
+        taken = self._take_results(child)
         self._feed()
+        if not child.exited.is_set():
+            loop.call_later(_results_pause(len(child.sent), taken), self._watch_results, child)
 
     def _watch_results(self, child: JobChild) -> None:
         if not child.exited.is_set():
@@ -252,7 +255,7 @@ class ProcessRunner:
             loop = asyncio.get_running_loop()
             loop.add_reader(child.output_fd, self._output_waiting, child)
 
-    def _take_results(self, child: JobChild) -> None:
+    def _take_results(self, child: JobChild) -> list[EndFrame]:
         ends = child.read_results()
         if any(end.marked for end in ends):
             child.read_output(everything=True)
@@ -266,6 +269,7 @@ class ProcessRunner:
                 self._say_ended(job, end, output)
         if child.outputs and not child.sent:
             child.outputs.clear()  # nobody is left to claim them
+        return ends
 
     def _say_ended(self, job: ReadyJob, end: EndFrame, output: bytes) -> None:
         outcome = Outcome.SUCCEEDED if end.error is None else Outcome.RAISED
@@ -463,6 +467,12 @@ class ProcessRunner:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._defect = error
             self._news.set()
+
+
+def _results_pause(sent: int, taken: Sequence[EndFrame]) -> float:
+    """Seconds until the next look: a third of what the jobs sent ahead last, if they are like the last."""
+    seconds = sum(end.seconds for end in taken) / max(len(taken), 1) + JOB_COST_SECONDS
+    return min(max(RESULTS_PAUSE_SECONDS, (sent - 1) * seconds / 3), RESULTS_PAUSE_SECONDS_MAX)
 
 
 def crash_error(exit_code: int) -> ErrorInfo:

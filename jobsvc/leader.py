@@ -167,6 +167,7 @@ class Leader:
         for request in requests:
             replies.append(self._answer(request))
         self.serve_waiting()
+        self.commits.hurry()
         await self.commits.settled()
         return replies
 
@@ -224,6 +225,8 @@ class Leader:
         if worker.waiting is mine:
             self.registry.closes_poll(worker)
         orders.stale = stale
+        if not report.holding:
+            self.commits.hurry()
         await self.commits.settled()
         if report.leaving:
             self.begin(self.lose_worker(report.worker), f"farewell {report.worker}")

@@ -424,7 +424,7 @@ class Worker:
 
     @property
     def _gather_seconds(self) -> float:
-        return self._settings.prefetch_seconds / 10
+        return self._settings.prefetch_seconds / 4
 
     # --- keeping watch ---
 

@@ -21,7 +21,7 @@ import jobsvc
 from jobsvc import client as client_module
 from jobsvc.client import Client, _batches, _document
 from jobsvc.client_http import find_addresses
-from jobsvc.client_jobs import JobSet
+from jobsvc.client_jobs import FeedItem, JobSet
 from jobsvc.discovery import ServiceInfo, secret_file, write_down
 from jobsvc.errors import InvalidRequest, JobFailed, Refused, Unavailable, WaitTimedOut
 
@@ -587,3 +587,24 @@ def test_progress_is_a_line_of_html_in_a_notebook(client: Client, monkeypatch: p
 def test_nothing_is_shown_where_nobody_looks(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     client.map("jobsvc.echo", range(3)).progress(SECONDS)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_set_of_many_jobs_reads_the_feed_by_the_handful_and_its_last_jobs_at_once() -> None:
+    # given 400 jobs, of which one ends each half millisecond
+    ids = [f"job-{number}" for number in range(400)]
+    began = time.monotonic()
+    pages = []
+
+    def feed(after: int, wait_seconds: float) -> client_module.FeedPage:
+        while not (ended := min(int((time.monotonic() - began) / 0.0005), len(ids))) > after:
+            time.sleep(0.0005)
+        pages.append(ended)
+        items = [FeedItem(place + 1, ids[place], "succeeded", "t") for place in range(after, ended)]
+        return client_module.FeedPage(items, ended, 1, ended, False)
+
+    # when somebody waits for all of them
+    jobs = JobSet(SimpleNamespace(feed=feed), ids, 0)  # type: ignore[arg-type]
+    assert jobs.wait(SECONDS) == {"succeeded": 400}
+    # then most of them came in few pages, and nobody slept when the last had ended
+    assert sum(ended < 300 for ended in pages) < 40
+    assert jobs._next_read <= time.monotonic()

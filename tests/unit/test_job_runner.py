@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobsvc import job_runner
 from jobsvc.builtin_tasks import echo
-from jobsvc.job_frames import JobEnded, JobKey, OutputChunk, ReadyJob
+from jobsvc.job_frames import EndFrame, JobEnded, JobKey, OutputChunk, ReadyJob
 from jobsvc.job_runner import ProcessRunner, crash_error
 from jobsvc.jobs import Outcome
 from jobsvc.settings import MIB, PoolSettings, Settings
@@ -672,3 +673,15 @@ def test_every_way_out_has_a_name() -> None:
     assert crash_error(7).message.count("exit code 7") == 1
     assert crash_error(-signal.SIGBUS).signal == "SIGBUS"
     assert crash_error(-signal.SIGRTMIN - 1).signal == f"signal {signal.SIGRTMIN + 1}"
+
+
+def test_results_are_looked_for_before_what_was_sent_ahead_runs_out() -> None:
+    def pause(sent: int, *seconds: float) -> float:
+        return job_runner._results_pause(sent, [EndFrame(1, 0.0, 0.0, each, False) for each in seconds])
+
+    # nothing is behind the job that runs: at once, or nearly
+    assert pause(1, 0.5) == pause(0, 0.5) == pause(0) == job_runner.RESULTS_PAUSE_SECONDS
+    # quick jobs: long before they are through
+    assert pause(256, 0.00001, 0.00002) < 256 * 0.00003 / 2
+    # slow ones: not often, but never so late that anybody would notice
+    assert pause(100, 0.005) == pause(2, 10.0) == job_runner.RESULTS_PAUSE_SECONDS_MAX

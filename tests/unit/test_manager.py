@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import leader, orphans
+from jobsvc import commit_loop, leader, orphans
 from jobsvc.errors import Fatal, Fenced
 from jobsvc.events import AttemptsEnded, JobsEnqueued, JobsLeased
 from jobsvc.jobs import BlobRef, Grant, NotLeader, Outcome, Result, State, encode, id_text
@@ -124,6 +124,44 @@ def test_a_busy_leader_puts_more_into_a_record_and_a_quiet_one_does_not_wait() -
         began = loop.time()
         await pair.enqueue(a, 1002)
         assert loop.time() - began == pytest.approx(alone)
+
+    run(story)
+
+
+def test_in_a_busy_leader_a_worker_with_jobs_in_hand_waits_for_company_and_who_has_nothing_does_not() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        pair.store.put_seconds = 0.0002
+        loop = asyncio.get_running_loop()
+        await pair.enqueue(a, *range(1, 31))
+        grants = (await pair.report(a, can_take=20)).grants
+        keys = [(grant.job_id, grant.attempt) for grant in grants]
+
+        async def seconds_of_a_report(place: int, caller: bool) -> float:
+            # given a leader that has just written a large record
+            large = range(100 * (place + 1), 100 * (place + 1) + commit_loop.BUSY_EVENTS)
+            await asyncio.gather(*(pair.enqueue(a, number) for number in large))
+            # when a worker reports a job and has others, and perhaps a caller comes a moment later
+            began = loop.time()
+            ends = done(grants[place])
+            call = asyncio.create_task(pair.report(a, finished=[ends], holding=keys[place + 1 :]))
+            if caller:
+                await asyncio.sleep(0.001)
+                await pair.enqueue(a, 1000)
+            await call
+            return loop.time() - began
+
+        # then the record waits for more, but a caller ends that wait for all
+        patient = commit_loop.PATIENT_INTERVAL_SECONDS
+        assert await seconds_of_a_report(0, caller=False) == pytest.approx(patient, abs=0.002)
+        least = commit_loop.BUSY_INTERVAL_SECONDS
+        assert await seconds_of_a_report(1, caller=True) == pytest.approx(least, abs=0.002)
+        # and so does a worker that has nothing in hand
+        large = range(900, 900 + commit_loop.BUSY_EVENTS)
+        await asyncio.gather(*(pair.enqueue(a, number) for number in large))
+        began = loop.time()
+        await pair.report(a, "w2", can_take=1)
+        assert loop.time() - began == pytest.approx(least, abs=0.002)
 
     run(story)
 
