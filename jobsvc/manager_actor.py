@@ -46,6 +46,7 @@ RESTART_PAUSE_SECONDS = 0.3
 DEFECT_PAUSE_SECONDS = 3.0
 UNFIT_PAUSE_SECONDS = 20.0
 EARLY_DEATH_SECONDS = 8.0
+AT_ONCE_SECONDS = 1.0  # deaths so close to each other are one accident: a machine that went, say
 START_PAUSE_SECONDS_MAX = 60.0
 MANAGER_RESOURCE = "jobsvc_manager"
 MACHINE_LABEL = "machine-type"  # of each type in the cluster file: its own name
@@ -124,6 +125,7 @@ class WorkerFleet:
         self._watched: dict[str, asyncio.Task[None]] = {}
         self._started_at: dict[str, float] = {}
         self._early_deaths = 0
+        self._early_death_at = float("-inf")
         self._no_start_before = 0.0
 
     async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
@@ -189,11 +191,15 @@ class WorkerFleet:
         if now - self._started_at.pop(name, float("-inf")) > EARLY_DEATH_SECONDS:
             self._early_deaths = 0
             return
+        at_once = now - self._early_death_at < AT_ONCE_SECONDS
+        self._early_death_at = now
+        if at_once:
+            return
         self._early_deaths += 1
         if self._early_deaths > 1:  # one may be an accident
             pause = min(2.0**self._early_deaths, START_PAUSE_SECONDS_MAX)
             self._no_start_before = now + pause
-            _log.error("%d workers died as they started; pausing %g s", self._early_deaths, pause)
+            _log.error("workers died as they started, %d times; pausing %g s", self._early_deaths, pause)
 
 
 def pool_of_worker(name: str) -> str:
