@@ -1,4 +1,4 @@
-"""When a manager holds back with new workers: those that die as they start, and not those that were killed."""
+"""When a manager holds back with new workers: after those that die as they start, not after those killed."""
 
 from __future__ import annotations
 
