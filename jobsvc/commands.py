@@ -250,12 +250,14 @@ class FeedEntry(msgspec.Struct, array_like=True):
 class FeedPage(msgspec.Struct, array_like=True, tag="feed_page"):
     """`next` is the place to read on from; `oldest` the first place still kept, `newest` the last one given.
 
-    Place 0 is before the first job that ever finished."""
+    Place 0 is before the first job that ever finished. Who waited for the page and
+    gets a short one finds the jobs themselves in `jobs`, and need not ask for them."""
 
     entries: list[FeedEntry]
     next: int
     oldest: int
     newest: int = 0
+    jobs: list[JobView] = []
 
 
 class QueueView(msgspec.Struct, array_like=True):

@@ -25,27 +25,37 @@ QUIET_PAUSE_SECONDS_MAX = 0.02
 AT_THE_END = -1  # as a place: no entries, only where the feed ends
 
 
+class Waiter:
+    """One who waits for a job. `job` is there if the feed has brought it along."""
+
+    __slots__ = ("job", "woken")
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.job: JobView | None = None
+
+
 class FeedWatch:
     """Who waits for which job, and the task that reads the feed for them."""
 
     def __init__(self, managers: Managers, flights: Flights) -> None:
         self._managers = managers
         self._flights = flights
-        self._waiting: dict[bytes, set[asyncio.Event]] = {}
+        self._waiting: dict[bytes, set[Waiter]] = {}
         self._place: int | None = None
         self._began_at = 0
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, job_id: bytes) -> asyncio.Event:
-        """An event that is set when the job may have finished. Give it back with `remove`."""
-        event = asyncio.Event()
-        self._waiting.setdefault(job_id, set()).add(event)
-        return event
+    def add(self, job_id: bytes) -> Waiter:
+        """Who is woken when the job may have finished. Give it back with `remove`."""
+        waiter = Waiter()
+        self._waiting.setdefault(job_id, set()).add(waiter)
+        return waiter
 
-    def remove(self, job_id: bytes, event: asyncio.Event) -> None:
-        events = self._waiting[job_id]
-        events.discard(event)
-        if not events:
+    def remove(self, job_id: bytes, waiter: Waiter) -> None:
+        waiters = self._waiting[job_id]
+        waiters.discard(waiter)
+        if not waiters:
             del self._waiting[job_id]
 
     @property
@@ -53,7 +63,7 @@ class FeedWatch:
         return self._task is not None and not self._task.done() and self._place is not None
 
     async def look(self, job_id: bytes) -> JobView | Refusal:
-        """The job as it is; what ends after this look sets the events. Begins the subscription if need be.
+        """The job as it is; what ends after this look wakes the waiters. Begins the subscription if need be.
 
         Place and job come in one flight, so the first to wait pays no extra way to the leader.
         """
@@ -105,9 +115,11 @@ class FeedWatch:
         else:
             woken = [entry.id for entry in page.entries if entry.id in self._waiting]
         self._place = page.next
+        jobs = {job.id: job for job in page.jobs}
         for job_id in woken:
-            for event in self._waiting.get(job_id, ()):
-                event.set()
+            for waiter in self._waiting.get(job_id, ()):
+                waiter.job = jobs.get(job_id)
+                waiter.woken.set()
         return len(woken)
 
 

@@ -126,22 +126,24 @@ class Gateway:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         self._waiters += 1
-        ended = self._watch.add(job_id)
+        waiter = self._watch.add(job_id)
         try:
             while True:
-                ended.clear()
+                waiter.woken.clear()
                 view = expect(await self._watch.look(job_id), c.JobView)
                 left = deadline - loop.time()
                 if view.state in TERMINAL or left <= 0:
                     return view
                 try:
                     async with asyncio.timeout(left):
-                        await ended.wait()
+                        await waiter.woken.wait()
                 except TimeoutError:
                     return await self.job(job_id)
+                if waiter.job is not None:
+                    return waiter.job
         finally:
             self._waiters -= 1
-            self._watch.remove(job_id, ended)
+            self._watch.remove(job_id, waiter)
 
     async def wait_feed(self, after: int, seconds: float, limit: int) -> c.FeedPage:
         """A page of the feed, at once or when something has finished. Raises Refused."""

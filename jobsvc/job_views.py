@@ -15,6 +15,7 @@ from .queue_state import QueueState
 from .selections import SCAN_MAX, SUITS, next_slice
 
 PAGE_MAX = 1_000
+FEED_JOBS_MAX = 8  # finished at the same time: for more, whoever waits asks for its own
 
 
 def job_view(state: QueueState, job: Job) -> c.JobView:
@@ -138,6 +139,14 @@ def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
             entries.append(_feed_entry(job, place))
         place += 1
     return c.FeedPage(entries, max(place - 1, query.after), state.feed_first, newest)
+
+
+def read_feed_with_jobs(state: QueueState, after: int) -> c.FeedPage:
+    """For those who wait for a job: with a short page the jobs come along, and nobody has to ask again."""
+    page = read_feed(state, c.ReadFeed(after))
+    if len(page.entries) <= FEED_JOBS_MAX:
+        page.jobs = [job_view(state, state.jobs[entry.id]) for entry in page.entries]
+    return page
 
 
 def _feed_entry(job: Job, place: int) -> c.FeedEntry:

@@ -198,7 +198,7 @@ class Leader:
                     await self._finish_grew.wait()
             except TimeoutError:
                 pass  # an empty page is the answer
-        page = job_views.read_feed(self.state, c.ReadFeed(after))
+        page = job_views.read_feed_with_jobs(self.state, after)
         await self.commits.settled()
         return page
 

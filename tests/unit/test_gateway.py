@@ -467,6 +467,24 @@ def test_a_waiter_is_woken_by_the_end_of_its_job_alone() -> None:
     run(story)
 
 
+def test_who_waits_gets_the_job_with_the_news_and_does_not_ask_again() -> None:
+    async def story(replica: Replica) -> None:
+        [job] = await enqueued(replica, 1)
+        waiter = waiting(replica, job)
+        await asyncio.sleep(0.1)
+        [grant] = await replica.take(1)
+        flights = len(replica.managers.flights)
+        # when it ends
+        await replica.finish(grant)
+        view = await waiter
+        # then what the waiter got is what anybody would be told who asked now
+        assert len(replica.managers.flights) == flights
+        assert view == await replica.gateway.job(job)
+        assert view.state is State.SUCCEEDED and view.result is not None
+
+    run(story)
+
+
 def test_all_who_wait_share_one_subscription_which_ends_with_them() -> None:
     async def story(replica: Replica) -> None:
         ids = await enqueued(replica, *range(1, 51))
