@@ -66,6 +66,7 @@ def build_app(
     bulk = BulkRoutes(gateway, bodies)
     streams = StreamRoutes(gateway)
     live = LiveRoutes(gateway, settings, streams, ray_dashboard_url)
+    express = _express(jobs)
 
     def own_figures() -> ReplicaFigures:
         figures.gauges = {"event_streams": streams.open, "http_waiting": gateway.waiting}
@@ -73,6 +74,7 @@ def build_app(
             "flights": gateway.flights.sent,
             "flight_requests": gateway.flights.requests_sent,
             "payload_packs": gateway.packs.written,
+            "http_express": express.taken,
         }
         return figures
 
@@ -91,7 +93,7 @@ def build_app(
         server_echoes_request_id=server_echoes_request_id,
     )
     app.add_middleware(rim)
-    app.state.express = rim(_express(jobs))
+    app.state.express = rim(express)
     install_openapi(app, settings, has_token=token is not None)
     install_page(app)
     install_web_page(app)

@@ -43,8 +43,10 @@ class ExpressRoutes:
 
     def __init__(self, handlers: Mapping[tuple[str, str], Handler]) -> None:
         self._routes = {key: (handler, _Route(key[1])) for key, handler in handlers.items()}
+        self.taken = 0  # requests that came this way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.taken += 1
         handler, scope["route"] = self._routes[scope["method"], scope["path"]]
         request = Request(scope, receive, send)
         try:

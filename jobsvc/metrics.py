@@ -68,6 +68,7 @@ HELP = {
     "jobsvc_queue_wait_seconds": "From a job's acceptance, or its time, to its first lease.",
     "jobsvc_attempt_duration_seconds": "How long attempts ran.",
     "jobsvc_http_requests_total": "HTTP requests answered by this replica.",
+    "jobsvc_http_express_total": "Enqueues of these that came the short way, past Serve's own bookkeeping.",
     "jobsvc_http_rejected_total": "HTTP requests refused by this replica, by reason.",
     "jobsvc_http_waiting": "Requests that wait for a job in this replica.",
     "jobsvc_event_streams": "Event streams open in this replica.",

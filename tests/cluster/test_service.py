@@ -42,6 +42,26 @@ def test_the_old_endpoint_hashes_the_raw_body(
     assert running.client.job(answer.json()["id"]).result(30)[:16] == expected
 
 
+def test_single_enqueues_take_the_short_way_through_serve(running: RunningService) -> None:
+    # when jobs are enqueued one by one, both ways in
+    for number in range(10):
+        httpx.put(f"{running.url}/enqueue?iterations=1", content=str(number).encode()).raise_for_status()
+        running.client.enqueue("jobsvc.echo", number)
+    # then whichever replica is asked, all that it took came the short way: Serve called our middleware
+    own = {}
+    for line in httpx.get(f"{running.url}/metrics").text.splitlines():
+        name, _, value = line.rpartition(" ")
+        if line.startswith(("jobsvc_http_express_total", "jobsvc_http_requests_total")):
+            own[name] = float(value)
+    express = sum(value for name, value in own.items() if "express" in name)
+    enqueues = [
+        value
+        for name, value in own.items()
+        if ('route="/enqueue"' in name and "PUT" in name) or ('route="/v1/jobs"' in name and "POST" in name)
+    ]
+    assert express == sum(enqueues) > 0
+
+
 def test_pull_hands_out_each_result_once_latest_first(running: RunningService) -> None:
     # given nothing left to pull, then three finished hash jobs
     while httpx.post(f"{running.url}/pullCompleted?top=1000").json():
