@@ -15,6 +15,7 @@ _WEIGHT = 0.2  # of the newest measurement
 _OVERHEAD_SECONDS = 0.0001  # what a job costs besides its own time
 _SURPLUS_WINDOWS = 5  # of waiting work, before some is given back
 _TASKS_MAX = 10_000
+GATHER_WINDOWS = 0.25  # of the window: reports of short jobs travel together
 
 
 class Prefetch:
@@ -37,6 +38,12 @@ class Prefetch:
         self._grown = min(self._grown + 1, self._jobs_max)
         if len(self._seconds) > _TASKS_MAX:
             del self._seconds[next(iter(self._seconds))]
+
+    @property
+    def gather_seconds(self) -> float:
+        """How long the end of a job may wait for the ends of others. Long jobs have no others to wait for."""
+        longest = self._window * GATHER_WINDOWS
+        return longest if self._recent is None or self._recent < longest / 2 else 0.0
 
     def seconds_of(self, task: str) -> float:
         return self._seconds.get(task, max(self._window, _OVERHEAD_SECONDS))

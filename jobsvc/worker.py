@@ -261,7 +261,7 @@ class Worker:
             pace.in_air -= 1
         news = self._obey(report, orders)
         empty = wait_seconds > 0 and not news
-        pace.answered(number, loop.time(), empty, self._gather_seconds if orders.grants else 0.0)
+        pace.answered(number, loop.time(), empty, self._prefetch.gather_seconds if orders.grants else 0.0)
         return True
 
     def _report(self, wait_seconds: float) -> WorkerReport:
@@ -417,14 +417,10 @@ class Worker:
         return self._held.get(held.key) is held
 
     def _add_finished(self, finished: Finished) -> None:
-        """A report is ready. It goes at once if the worker runs dry, else with others that end about now."""
+        """A report is ready. It goes at once if the worker runs dry, else with those that end soon."""
         now = asyncio.get_running_loop().time()
-        self._finished.add(finished, now, self._gather_seconds if self._held else 0.0)
+        self._finished.add(finished, now, self._prefetch.gather_seconds if self._held else 0.0)
         self._news.set()
-
-    @property
-    def _gather_seconds(self) -> float:
-        return self._settings.prefetch_seconds / 4
 
     # --- keeping watch ---
 

@@ -198,6 +198,23 @@ async def test_prefetch_never_passes_its_bound() -> None:
 
 
 @told
+async def test_the_end_of_a_job_is_told_at_once_unless_others_end_about_then() -> None:
+    world = World()
+    # given jobs of a second each, one of them ahead
+    first, second = world.leader.enqueue("second", 2)
+    await world.until_runs(second)
+    ended = now()
+    await world.until(lambda: (first, 1) in world.leader.completed)
+    assert now() - ended < 0.01
+    # and when many short jobs end, each waits for others, but not for long
+    await world.until_completed(second)
+    jobs = world.leader.enqueue("quick", 2000)
+    await world.until(lambda: sum((job, 1) in world.leader.completed for job in jobs) > 1000)
+    told = [len(report.finished) for report in world.leader.reports if report.finished][-5:]
+    assert 20 < min(told) <= max(told) < 100
+
+
+@told
 async def test_of_long_jobs_one_is_held_ahead() -> None:
     world = World()
     await world.until_completed(*world.leader.enqueue("second", 5))
