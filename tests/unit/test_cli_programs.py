@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -331,14 +332,22 @@ class Screen:
         deadline = time.monotonic() + 60
         while not all(text in self.text for text in texts):
             assert time.monotonic() < deadline, self.text
-            if select.select([self._fd], [], [], 0.2)[0]:
+            self._read()
+
+    def _read(self) -> None:
+        if select.select([self._fd], [], [], 0.2)[0]:
+            with suppress(OSError):  # how a terminal says that its program has ended
                 self.text += os.read(self._fd, 65_536).decode(errors="replace")
 
     def end(self) -> int:
+        """Ctrl-C. A terminal that nobody reads is full after a while, and its program waits for ever."""
         self._process.send_signal(2)
-        code = int(self._process.wait(60))
+        deadline = time.monotonic() + 60
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, self.text
+            self._read()
         os.close(self._fd)
-        return code
+        return int(self._process.wait())
 
 
 # --- completion -------------------------------------------------------------------------------------
