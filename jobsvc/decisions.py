@@ -109,7 +109,7 @@ def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
     ids = [job.id for job in command.jobs]
     if not ids:
         return _refuse("invalid", "at least one job is needed", "jobs")
-    present = sum(job_id in state.jobs or job_id in state.retired for job_id in ids)
+    present = state.jobs.count_of(ids) + sum(map(state.retired.__contains__, ids))  # never in both
     if present == len(ids):  # sent again: it was taken the first time
         return Decision([], c.Accepted(ids, created=True))
     if present or len(set(ids)) != len(ids):
@@ -129,7 +129,7 @@ def _cancel(state: QueueState, command: c.Cancel, limits: Limits) -> Decision:
     items: list[State | Refusal] = []
     ids: dict[bytes, None] = {}
     for job_id in command.ids:
-        job = state.jobs.get(job_id)
+        job = state.jobs.peek(job_id)
         if job is None:
             items.append(missing(state, job_id))
         elif job.state in TERMINAL and job.state is not State.CANCELLED:
@@ -146,7 +146,7 @@ def _retry(state: QueueState, command: c.Retry, limits: Limits) -> Decision:
     items: list[State | Refusal] = []
     ids: dict[bytes, None] = {}
     for job_id in command.ids:
-        job = state.jobs.get(job_id)
+        job = state.jobs.peek(job_id)
         if job is None:
             items.append(missing(state, job_id))
         elif job.state in (State.FAILED, State.CANCELLED):
@@ -163,7 +163,7 @@ def _change_matching(state: QueueState, command: c.ChangeMatching, limits: Limit
     if suits is None:
         return _refuse("invalid", f"must be one of {', '.join(SUITS)}", "action")
     limit = max(1, min(command.limit, CHANGED_AT_ONCE_MAX))
-    jobs, before = next_slice(state, command.where, command.before, limit, suits)
+    jobs, before, _ = next_slice(state, command.where, command.before, limit, suits)
     ids = [job.id for job in jobs]
     answer = c.Matched(len(ids), before, state.next_seq, ids[:IDS_SHOWN])
     if not ids:

@@ -61,7 +61,7 @@ def _why_it_waits(state: QueueState, job: Job) -> str | None:
 def get_jobs(state: QueueState, query: c.GetJobs) -> c.Found:
     items: list[c.JobView | Refusal] = []
     for job_id in query.ids:
-        job = state.jobs.get(job_id)
+        job = state.jobs.peek(job_id)
         if job is None:
             items.append(missing(state, job_id))
             continue
@@ -75,14 +75,14 @@ def get_jobs(state: QueueState, query: c.GetJobs) -> c.Found:
 
 
 def get_payload(state: QueueState, query: c.GetPayload) -> c.Payload | Refusal:
-    job = state.jobs.get(query.id)
+    job = state.jobs.peek(query.id)
     return missing(state, query.id) if job is None else c.Payload(job.options.content, job.payload)
 
 
 def list_jobs(state: QueueState, query: c.ListJobs) -> c.JobPage:
     """Newest first, below the cursor."""
     limit = max(1, min(query.limit, PAGE_MAX))
-    jobs, before = next_slice(state, query.where, query.before, limit)
+    jobs, before, _ = next_slice(state, query.where, query.before, limit)
     return c.JobPage([job_view(state, job) for job in jobs], before, state.next_seq)
 
 
@@ -91,8 +91,8 @@ def count_matching(state: QueueState, query: c.CountMatching) -> c.Matched | Ref
     suits = SUITS.get(query.action)
     if suits is None:
         return Refusal("invalid", f"must be one of {', '.join(SUITS)}", "action")
-    jobs, before = next_slice(state, query.where, query.before, SCAN_MAX, suits)
-    return c.Matched(len(jobs), before, state.next_seq, [job.id for job in jobs[:IDS_SHOWN]])
+    jobs, before, others = next_slice(state, query.where, query.before, state.next_seq, suits, IDS_SHOWN)
+    return c.Matched(len(jobs) + others, before, state.next_seq, [job.id for job in jobs[:IDS_SHOWN]])
 
 
 def get_failures(state: QueueState, query: c.GetFailures) -> c.Failures:

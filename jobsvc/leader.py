@@ -294,7 +294,7 @@ class Leader:
         if leased is None:
             return
         self.apply_events([leased])
-        self._grant([self.state.jobs[job_id] for job_id in leased.ids], orders)
+        self._grant(self.state.jobs.of(leased.ids), orders)
         self._note_leased(worker, leased.ids)
 
     def _note_leased(self, worker: KnownWorker, ids: list[bytes]) -> None:
@@ -303,7 +303,7 @@ class Leader:
         worker.idle_since = None
         if worker.running is None:
             worker.running = (ids[0], self.state.jobs[ids[0]].attempt)
-        self.tallies.leased(self.state.jobs[job_id] for job_id in ids)
+        self.tallies.leased(self.state.jobs.of(ids))
 
     def serve_waiting(self, but: str = "") -> None:
         """Lease to workers that wait, in the same record as what made the jobs ready."""
@@ -432,7 +432,7 @@ class Leader:
             return
         lines = retirement.ndjson(jobs)
         await insist_put(self._store, retirement.key(jobs), lines)
-        still = [job for job in jobs if self.state.jobs.get(job.id) is job and job.state in TERMINAL]
+        still = [job for job in jobs if self.state.jobs.holds(job) and job.state in TERMINAL]
         self.commits.stamp()
         event, keys = decisions.retired(self.state, still)
         self.apply_events([event])

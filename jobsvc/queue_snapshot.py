@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Iterator
+from itertools import count
 
 import msgspec
 
 from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
 from .pack_references import PackReferences
-from .queue_state import KeyRecord, OptionsUse, QueueState, awaits_pull
-from .ready_lanes import Lane
+from .queue_state import KeyRecord, QueueState, awaits_pull, lane_of
+from .segments import Segment, jobs_of, neighbours
 
 JOBS_PER_PART = 2_000
 FORMAT = 1
@@ -84,29 +85,33 @@ def parts(state: QueueState) -> Iterator[bytes]:
         )
     )
     rows: list[JobRow] = []
-    jobs = state.jobs
-    for job in state.order:
-        if jobs.get(job.id) is not job:
-            continue
-        rows.append(
-            JobRow(
-                job.id,
-                index[job.options],
-                job.payload,
-                job.seq,
-                job.created_at,
-                job.state,
-                job.attempt,
-                job.failures,
-                job.crashes,
-                job.details,
-            )
-        )
-        if len(rows) == JOBS_PER_PART:
-            yield _framed(encode(rows))
-            rows = []
+    holds = state.jobs.holds
+    for entry in state.order:
+        if isinstance(entry, Segment):
+            jobs = entry.between(entry.seq, entry.stop)
+            rows += [_row(job, index) for job in jobs if entry.jobs is None or holds(job)]
+        elif holds(entry):
+            rows.append(_row(entry, index))
+        while len(rows) >= JOBS_PER_PART:
+            yield _framed(encode(rows[:JOBS_PER_PART]))
+            del rows[:JOBS_PER_PART]
     if rows:
         yield _framed(encode(rows))
+
+
+def _row(job: Job, index: dict[JobOptions, int]) -> JobRow:
+    return JobRow(
+        job.id,
+        index[job.options],
+        job.payload,
+        job.seq,
+        job.created_at,
+        job.state,
+        job.attempt,
+        job.failures,
+        job.crashes,
+        job.details,
+    )
 
 
 def restore(body: bytes) -> Iterator[QueueState]:
@@ -142,11 +147,41 @@ def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
     state.automatic_keys = header.automatic_keys
     state.retired_order.extend(header.retired)
     state.retired = dict.fromkeys(header.retired)
-    state.options = {each: OptionsUse(each) for each in header.options}
+    for each in header.options:
+        state.options.intern(each)
     return header.options
 
 
 def _restore_jobs(state: QueueState, options: list[JobOptions], rows: list[JobRow]) -> None:
+    places = count()
+
+    def key(row: JobRow) -> tuple[int, float, bool, int]:
+        fresh = row.details is None and row.attempt == 0 and row.state is State.QUEUED
+        return row.option, row.created_at, fresh, row.seq - next(places)
+
+    for group in neighbours(rows, key):
+        if not _restore_segment(state, options, group):
+            _restore_each(state, options, group)
+
+
+def _restore_segment(state: QueueState, options: list[JobOptions], rows: list[JobRow]) -> bool:
+    """Keep rows as a segment if they suit: whoever recovers with a deep backlog is to be lean, too."""
+    first = rows[0]
+    if first.details is not None or first.attempt or first.state is not State.QUEUED:
+        return False
+    chosen = options[first.option]
+    ids, payloads = [row.id for row in rows], [row.payload for row in rows]
+    segment = state.jobs.freeze(ids, payloads, chosen, first.seq, first.created_at)
+    if segment is None:
+        return False
+    state.order.append(segment)
+    state.options.use(chosen, segment.size)
+    state.counts[chosen.queue][State.QUEUED] += segment.size
+    lane_of(state, chosen).add_new(segment)
+    return True
+
+
+def _restore_each(state: QueueState, options: list[JobOptions], rows: list[JobRow]) -> None:
     for row in rows:
         chosen = options[row.option]
         job = Job(
@@ -163,7 +198,7 @@ def _restore_jobs(state: QueueState, options: list[JobOptions], rows: list[JobRo
         )
         state.jobs[job.id] = job
         state.order.append(job)
-        state.options[chosen].jobs += 1
+        state.options.use(chosen, 1)
         state.counts[chosen.queue][job.state] += 1
         if job.details is not None or type(job.payload) is BlobRef:
             state.packs.add_all_of(job)
@@ -174,11 +209,7 @@ def _index(state: QueueState, job: Job) -> None:
     """Put a job where a job of its state is found."""
     details = job.details
     if job.state is State.QUEUED:
-        lane = state.lanes.get((job.options.queue, job.options.pool))
-        if lane is None:
-            lane = Lane(job.options.queue, job.options.pool)
-            state.lanes[job.options.queue, job.options.pool] = lane
-        lane.add_new(job)  # rows come by seq, so even what once came back is in order here
+        lane_of(state, job.options).add_new(job)  # rows come by seq: even what once came back is in order
         return
     assert details is not None
     if job.state is State.SCHEDULED:
@@ -221,23 +252,38 @@ def check_invariants(state: QueueState) -> None:
     counts = {queue: dict.fromkeys(State, 0) for queue in state.counts}
     packs = PackReferences()
     uses: dict[JobOptions, int] = {}
-    for job in state.jobs.values():
+    all_jobs = [job for job in map(state.jobs.peek, state.jobs) if job is not None]
+    assert len(all_jobs) == len(state.jobs), "an id in the table is not found"
+    for job in all_jobs:
         counts[job.options.queue][job.state] += 1
         uses[job.options] = uses.get(job.options, 0) + 1
         packs.add_all_of(job)
-        _check_job(state, job)
+        if state.jobs.holds(job):
+            _check_job(state, job)
+    for segment in state.jobs.segments:
+        _check_segment(state, segment)
     assert counts == state.counts, "counts disagree"
     assert packs == state.packs, "packs disagree"
-    failed = {job.id for job in state.jobs.values() if job.state is State.FAILED}
+    failed = {job.id for job in all_jobs if job.state is State.FAILED}
     grouped = [job_id for group in state.failures.all() for job_id in group]
     assert len(grouped) == len(failed) and set(grouped) == failed, "failure groups disagree"
     assert uses == {each: use.jobs for each, use in state.options.items()}, "interned options disagree"
-    seqs = [job.seq for job in state.order]
+    in_order = list(jobs_of(state.order))
+    seqs = [job.seq for job in in_order]
     assert seqs == sorted(set(seqs)), "order is not by seq"
-    assert {job.id for job in state.order} >= state.jobs.keys(), "order misses a job"
+    assert {job.id for job in in_order} >= state.jobs.keys(), "order misses a job"
     leased = {job_id for held in state.leases.values() for job_id in held}
-    running = {job.id for job in state.jobs.values() if job.state is State.RUNNING}
+    running = {job.id for job in all_jobs if job.state is State.RUNNING}
     assert leased == running, "leases and running jobs disagree"
+
+
+def _check_segment(state: QueueState, segment: Segment) -> None:
+    name = segment.first.hex()
+    line = state.lanes[segment.options.queue, segment.options.pool].lines[segment.options.priority]
+    assert segment.jobs is None, f"{name}: thawed, and in the table"
+    assert any(each is segment for each in line.behind), f"{name}: frozen, and in no lane"
+    assert any(each is segment for each in line.segments), f"{name}: frozen, and its jobs are not counted"
+    assert any(each is segment for each in state.order), f"{name}: frozen, and not in order"
 
 
 def _check_job(state: QueueState, job: Job) -> None:
@@ -247,7 +293,8 @@ def _check_job(state: QueueState, job: Job) -> None:
     if job.state is State.QUEUED:
         lane = state.lanes[job.options.queue, job.options.pool]
         line = lane.lines[job.options.priority]
-        found = any(each is job for each in line.fresh) or any(each[2] is job for each in line.returned)
+        waiting = [*line.fresh, *jobs_of(line.behind), *(each[2] for each in line.returned)]
+        found = any(each is job for each in waiting)
         assert found, f"{name}: queued, and in no lane"
     elif job.state is State.SCHEDULED:
         assert details is not None and details.run_at is not None, f"{name}: scheduled without a time"

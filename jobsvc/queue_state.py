@@ -9,7 +9,8 @@ Rules of this file
 3. How a job moves is data: `TRANSITIONS`. A missing pair is a defect and raises `IllegalTransition`
    before anything of that job has changed.
 
-States and the collection in which a job of that state is found (every job is in `jobs` and `order`)
+States and the collection in which a job of that state is found (every job is in `jobs` and `order`;
+`segments` says how those that came together and wait are kept without an object for each)
 
     scheduled   `due`, a heap by run_at           waits for its time: a delay, or a backoff
     queued      its lane (`ready_lanes`)          waits for a worker
@@ -59,6 +60,7 @@ from .events import (
     QueuePaused,
 )
 from .failure_groups import FailureGroups
+from .interned_options import InternedOptions
 from .jobs import (
     HASH_TASK,
     TERMINAL,
@@ -69,11 +71,13 @@ from .jobs import (
     Job,
     JobOptions,
     Lease,
+    NewJob,
     Outcome,
     State,
 )
 from .pack_references import PackReferences
 from .ready_lanes import Lane
+from .segments import JobTable, Segment, neighbours
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
     State.SCHEDULED: {
@@ -114,13 +118,6 @@ class KeyRecord(msgspec.Struct, array_like=True, gc=False):
     expires_at: float
 
 
-class OptionsUse(msgspec.Struct):
-    """Interned options, and how many jobs share them."""
-
-    options: JobOptions
-    jobs: int = 0
-
-
 class QueueState:
     """Everything the service knows about jobs. Changed by `apply` alone."""
 
@@ -128,10 +125,10 @@ class QueueState:
         self.log_time = 0.0
         self.epoch = 0
         self.next_seq = 1
-        self.jobs: dict[bytes, Job] = {}
-        self.order: list[Job] = []  # by seq; retired jobs linger until the next compaction
+        self.jobs = JobTable()
+        self.order: list[Job | Segment] = []  # by seq; retired jobs linger until the next compaction
         self.order_retired = 0
-        self.options: dict[JobOptions, OptionsUse] = {}
+        self.options = InternedOptions()
         self.lanes: dict[tuple[str, str], Lane] = {}  # (queue, pool)
         self.paused: dict[str, bool] = {}
         self.due: list[tuple[float, int, Job]] = []
@@ -190,43 +187,61 @@ def _epoch_began(state: QueueState, event: EpochBegan) -> None:
 
 
 def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
-    options = [_interned(state, options) for options in event.options]
+    options = [state.options.intern(options) for options in event.options]
+    lanes = [lane_of(state, each) for each in options]
+    counts = [_count(state, each.queue) for each in options]
     uses = [0] * len(options)
-    lanes = [_lane(state, each) for each in options]
+    for group in neighbours(event.jobs, _option_of):
+        option = group[0].option
+        segment = state.jobs.freeze_new(group, options[option], state.next_seq, state.log_time)
+        if segment is None:
+            _add_each(state, group, options, lanes, uses)
+            continue
+        state.order.append(segment)
+        lanes[option].add_new(segment)
+        uses[option] += segment.size
+        state.next_seq = segment.stop
+    for chosen, count, used in zip(options, counts, uses, strict=True):
+        count[State.QUEUED] += used
+        state.options.use(chosen, used)
+    state.options.forget_unused(options)
+
+
+def _option_of(new: NewJob) -> int:
+    return new.option
+
+
+def _add_each(
+    state: QueueState, group: list[NewJob], options: list[JobOptions], lanes: list[Lane], uses: list[int]
+) -> None:
     now = state.log_time
     jobs, order, seq = state.jobs, state.order, state.next_seq
-    for new in event.jobs:
+    for new in group:
         chosen = options[new.option]
-        uses[new.option] += 1
         job = Job(new.id, chosen, new.payload, seq, now)
         seq += 1
         jobs[new.id] = job
         order.append(job)
+        uses[new.option] += 1
         if new.run_at is not None and new.run_at > now:
             job.state = State.SCHEDULED
             job.details = Details(run_at=new.run_at)
             heapq.heappush(state.due, (new.run_at, job.seq, job))
-            _count(state, chosen.queue)[State.SCHEDULED] += 1
-            uses[new.option] -= 1
-            _use(state, chosen, 1)
+            count = _count(state, chosen.queue)
+            count[State.SCHEDULED] += 1
+            count[State.QUEUED] -= 1  # the whole event is counted as queued
         else:
             lanes[new.option].add_new(job)
         if type(new.payload) is BlobRef:
             state.packs.add(new.payload)
     state.next_seq = seq
-    for chosen, used in zip(options, uses, strict=True):
-        _use(state, chosen, used)
-        _count(state, chosen.queue)[State.QUEUED] += used
-    for chosen in options:
-        if chosen in state.options and state.options[chosen].jobs == 0:
-            del state.options[chosen]  # travelled with the batch, and no job has it
 
 
 def _jobs_promoted(state: QueueState, event: JobsPromoted) -> None:
     for job_id in event.ids:
         job = state.jobs[job_id]
         _move(state, job, Change.PROMOTE)
-        _lane(state, job.options).add_returned(job)
+        lane_of(state, job.options).add_returned(job)
     _drop_dead_due(state)
 
 
@@ -244,8 +259,7 @@ def _waits_until(entry: tuple[float, int, Job]) -> bool:
 def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
     held = state.leases.setdefault(event.worker, {})
     touched: dict[tuple[str, str], Lane] = {}
-    for job_id in event.ids:
-        job = state.jobs[job_id]
+    for job in state.jobs.of(event.ids):
         _move(state, job, Change.LEASE)
         job.attempt += 1
         lease = Lease(event.worker, state.log_time)
@@ -253,16 +267,16 @@ def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
             job.details = Details(lease=lease)
         else:
             job.details.lease = lease
-        held[job_id] = job
-        touched[job.options.queue, job.options.pool] = _lane(state, job.options)
+        held[job.id] = job
+        touched[job.options.queue, job.options.pool] = lane_of(state, job.options)
     for lane in touched.values():
         lane.drop_dead_heads()
 
 
 def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
     held = state.leases.get(event.worker, {})
-    for finished, change, run_at in zip(event.finished, event.changes, event.run_ats, strict=True):
-        job = state.jobs[finished.job_id]
+    jobs = state.jobs.of([each.job_id for each in event.finished])
+    for job, finished, change, run_at in zip(jobs, event.finished, event.changes, event.run_ats, strict=True):
         _move(state, job, change)
         held.pop(job.id, None)
         details = job.details
@@ -278,7 +292,7 @@ def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
             assert run_at is not None
             heapq.heappush(state.due, (run_at, job.seq, job))
         elif change is Change.GIVE_BACK:
-            _lane(state, job.options).add_returned(job)
+            lane_of(state, job.options).add_returned(job)
         else:
             details.result = finished.result
             if finished.result is not None:
@@ -320,7 +334,7 @@ def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
             lease.cancel_requested = True
             continue
         if job.state is State.QUEUED:
-            touched[job.options.queue, job.options.pool] = _lane(state, job.options)
+            touched[job.options.queue, job.options.pool] = lane_of(state, job.options)
         _move(state, job, Change.CANCEL)
         if job.details is None:
             job.details = Details()
@@ -341,7 +355,7 @@ def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
         assert details is not None and details.finish_seq is not None
         state.feed[details.finish_seq - state.feed_first] = None
         details.finish_seq = details.finished_at = None
-        _lane(state, job.options).add_returned(job)
+        lane_of(state, job.options).add_returned(job)
     _drop_dead_retention(state)
 
 
@@ -381,7 +395,8 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         details.pulled = True  # leaves `unpulled`
         details.finish_seq = None  # leaves `retention`
         _count(state, job.options.queue)[job.state] -= 1
-        _use(state, job.options, -1)
+        state.options.use(job.options, -1)
+        state.options.forget_unused([job.options])
         state.failures.drop(job)
         state.packs.drop_all_of(job)
         state.retired[job_id] = None
@@ -403,9 +418,8 @@ def _compact(state: QueueState, retired: int) -> None:
         del state.feed[:empty]
         state.feed_first += empty
     state.order_retired += retired
-    if state.order_retired * 2 > len(state.order):
-        jobs = state.jobs
-        state.order = [job for job in state.order if jobs.get(job.id) is job]
+    if state.order_retired > len(state.jobs):
+        state.order = state.jobs.only_held(state.order)
         state.order_retired = 0
         state.unpulled = [job for job in state.unpulled if awaits_pull(job)]
 
@@ -468,10 +482,11 @@ def _finish(state: QueueState, job: Job) -> None:
         state.unpulled.append(job)
 
 
-def _lane(state: QueueState, options: JobOptions) -> Lane:
+def lane_of(state: QueueState, options: JobOptions) -> Lane:
+    """The lane of jobs with these options."""
     lane = state.lanes.get((options.queue, options.pool))
     if lane is None:
-        lane = state.lanes[options.queue, options.pool] = Lane(options.queue, options.pool)
+        lane = state.lanes[options.queue, options.pool] = Lane(options.queue, options.pool, state.jobs)
     return lane
 
 
@@ -480,19 +495,3 @@ def _count(state: QueueState, queue: str) -> dict[State, int]:
     if counts is None:
         counts = state.counts[queue] = dict.fromkeys(State, 0)
     return counts
-
-
-def _interned(state: QueueState, options: JobOptions) -> JobOptions:
-    entry = state.options.get(options)
-    if entry is None:
-        entry = state.options[options] = OptionsUse(options)
-    return entry.options
-
-
-def _use(state: QueueState, options: JobOptions, count: int) -> None:
-    if count == 0:
-        return
-    entry = state.options[options]
-    entry.jobs += count
-    if entry.jobs == 0:
-        del state.options[options]

@@ -3,6 +3,8 @@
 A lane holds the queued jobs of one queue and pool. Within a lane a higher priority goes first, then the
 older acceptance (`seq`). Jobs arrive in the order of their seq, so almost all of them sit in a deque;
 those that come back (retries, delays that ended) have an older seq than the tail and sit in a small heap.
+From the first frozen segment on (`segments`), what arrives waits behind; it moves up, segments thawed, when
+the jobs before it do not suffice, which shows nowhere. Counting and looking at the oldest thaw nothing.
 
 Removal is lazy: an entry counts only while its job is QUEUED. `heads` never removes a live entry, so that
 deciding changes nothing; `drop_dead_heads` runs where events are applied, on every replica alike, so that a
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from .jobs import Job, State
+from .segments import JobTable, Segment, seq_of
 
 _QUEUED = State.QUEUED
 
@@ -26,40 +29,77 @@ _QUEUED = State.QUEUED
 class _Line:
     """The queued jobs of one lane and one priority, oldest first."""
 
-    __slots__ = ("fresh", "returned")
+    __slots__ = ("_jobs", "behind", "fresh", "returned", "segments")
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: JobTable) -> None:
+        self._jobs = jobs
         self.fresh: deque[Job] = deque()
+        self.behind: deque[Job | Segment] = deque()  # younger than all in `fresh`
+        self.segments: deque[Segment] = deque()  # those in `behind`
         self.returned: list[tuple[int, int, Job]] = []  # heap; the counter keeps jobs from being compared
 
     def __len__(self) -> int:
-        return len(self.fresh) + len(self.returned)
+        in_segments = sum(segment.size - 1 for segment in self.segments)
+        return len(self.fresh) + len(self.behind) + in_segments + len(self.returned)
 
     def before(self, seq: int) -> int:
         """How many entries are older than this."""
-        return bisect_left(self.fresh, seq, key=_seq) + sum(entry[0] < seq for entry in self.returned)
+        return (
+            bisect_left(self.fresh, seq, key=seq_of)
+            + bisect_left(self.behind, seq, key=seq_of)
+            + sum(min(each.size, seq - each.seq) - 1 for each in self.segments if each.seq < seq)
+            + sum(entry[0] < seq for entry in self.returned)
+        )
+
+    def add(self, entry: Job | Segment) -> None:
+        if isinstance(entry, Segment):
+            self.behind.append(entry)
+            self.segments.append(entry)
+        elif self.behind:
+            self.behind.append(entry)
+        else:
+            self.fresh.append(entry)
+
+    def _move_up(self) -> list[Job]:
+        """The first entry of those behind goes to `fresh`."""
+        entry = self.behind.popleft()
+        if isinstance(entry, Segment):
+            self.segments.popleft()
+            jobs = self._jobs.thawed(entry)
+        else:
+            jobs = [entry]
+        self.fresh.extend(jobs)
+        return jobs
 
     def drop_dead_heads(self) -> None:
+        """Afterwards the first of `fresh` lives, or there is none and a frozen segment is first, if any."""
         fresh, returned = self.fresh, self.returned
-        while fresh and fresh[0].state is not _QUEUED:
-            fresh.popleft()
+        while True:
+            while fresh and fresh[0].state is not _QUEUED:
+                fresh.popleft()
+            if fresh or not self.behind or _is_frozen(self.behind[0]):
+                break
+            self._move_up()
         while returned and returned[0][2].state is not _QUEUED:
             heapq.heappop(returned)
 
-    def first(self) -> Job | None:
+    def first(self) -> Job | Segment | None:
         self.drop_dead_heads()
-        if not self.returned:
-            return self.fresh[0] if self.fresh else None
-        returned = self.returned[0][2]
-        if self.fresh and self.fresh[0].seq < returned.seq:
-            return self.fresh[0]
-        return returned
+        firsts = [*islice(self.fresh or self.behind, 1), *(entry[2] for entry in self.returned[:1])]
+        return min(firsts, key=seq_of, default=None)
+
+    def _live(self, count: int) -> list[Job]:
+        """Up to `count` live jobs that did not come back."""
+        live = list(islice((job for job in self.fresh if job.state is _QUEUED), count))
+        while len(live) < count and self.behind:
+            live += [job for job in self._move_up() if job.state is _QUEUED]
+        return live[:count]
 
     def heads(self, count: int) -> list[Job]:
         """Up to `count` live jobs in order. Leaves the line as it was."""
         self.drop_dead_heads()
         if not self.returned:
-            return _live(self.fresh, count)
+            return self._live(count)
         borrowed: list[tuple[int, int, Job]] = []
         taken: set[bytes] = set()
         while self.returned and len(taken) < count:
@@ -71,14 +111,14 @@ class _Line:
             heapq.heappush(self.returned, entry)
         merged = heapq.merge(
             _distinct(borrowed),
-            (job for job in _live(self.fresh, count + len(taken)) if job.id not in taken),
-            key=_seq,
+            (job for job in self._live(count + len(taken)) if job.id not in taken),
+            key=seq_of,
         )
         return list(islice(merged, count))
 
 
-def _seq(job: Job) -> int:
-    return job.seq
+def _is_frozen(entry: Job | Segment) -> bool:
+    return isinstance(entry, Segment) and entry.jobs is None
 
 
 def _distinct(entries: list[tuple[int, int, Job]]) -> Iterator[Job]:
@@ -89,30 +129,27 @@ def _distinct(entries: list[tuple[int, int, Job]]) -> Iterator[Job]:
         previous = job
 
 
-def _live(fresh: deque[Job], count: int) -> list[Job]:
-    return list(islice((job for job in fresh if job.state is _QUEUED), count))
-
-
 class Lane:
     """The queued jobs of one queue and one pool."""
 
-    def __init__(self, queue: str, pool: str) -> None:
+    def __init__(self, queue: str, pool: str, jobs: JobTable) -> None:
         self.queue = queue
         self.pool = pool
         self.lines: dict[int, _Line] = {}  # by priority
         self._order: list[int] = []  # priorities, highest first
         self._entries = 0
+        self._jobs = jobs
 
     def _line(self, priority: int) -> _Line:
         line = self.lines.get(priority)
         if line is None:
-            line = self.lines[priority] = _Line()
+            line = self.lines[priority] = _Line(self._jobs)
             self._order = sorted(self.lines, reverse=True)
         return line
 
-    def add_new(self, job: Job) -> None:
-        """A job that has just been accepted: its seq is greater than that of all before it."""
-        self._line(job.options.priority).fresh.append(job)
+    def add_new(self, entry: Job | Segment) -> None:
+        """What has just been accepted: its seq is greater than that of all before it."""
+        self._line(entry.options.priority).add(entry)
 
     def add_returned(self, job: Job) -> None:
         self._entries += 1
@@ -122,10 +159,10 @@ class Lane:
         for line in self.lines.values():
             line.drop_dead_heads()
 
-    def oldest(self) -> Job | None:
-        """The live job that was accepted first, of any priority."""
-        firsts = [job for line in self.lines.values() if (job := line.first()) is not None]
-        return min(firsts, key=_seq, default=None)
+    def oldest(self) -> Job | Segment | None:
+        """The live job that was accepted first, of any priority, or the segment that begins with it."""
+        firsts = [first for line in self.lines.values() if (first := line.first()) is not None]
+        return min(firsts, key=seq_of, default=None)
 
     def ahead(self, job: Job) -> int:
         """About how many jobs run before this one: those that were cancelled in the middle count too."""

@@ -3,6 +3,9 @@
 A slice looks at no more than `SCAN_MAX` jobs (about 8 ms), newest first below a cursor, and hands back the
 cursor of the next one: so that a filter over a million jobs never holds up the leader.
 
+A frozen segment (`segments`) is one look: its jobs are alike in all that a filter asks for, so all of them
+match or none. Those that match are copied as far as they are to be shown, and else only counted.
+
 Where few jobs can match (those that run, wait for their time, or failed), only they are looked at, however
 many others there are: a list of ten failures among a million successes is one slice.
 """
@@ -10,13 +13,14 @@ many others there are: a list of ten failures among a million successes is one s
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import NamedTuple
 
 from .commands import Selection
 from .jobs import TERMINAL, Job, State
 from .queue_state import QueueState
+from .segments import Segment, seq_of
 
 SCAN_MAX = 20_000
 INDEX_MAX = 20_000
@@ -25,10 +29,13 @@ _REVIVABLE = frozenset({State.FAILED, State.CANCELLED})
 
 
 class Slice(NamedTuple):
-    """Jobs that match, newest first, and the cursor for what comes after; None at the end."""
+    """Jobs that match, newest first, and the cursor for what comes after; None at the end.
+
+    `others` match, too, and were only counted."""
 
     jobs: list[Job]
     before: int | None
+    others: int = 0
 
 
 def next_slice(
@@ -37,27 +44,51 @@ def next_slice(
     before: int | None,
     limit: int,
     suits: Callable[[Job], bool] | None = None,
+    shown: int | None = None,
 ) -> Slice:
-    """Up to `limit` matching jobs below the cursor. May be short, even empty, with a cursor."""
+    """Up to `limit` matching jobs below the cursor. May be short, even empty, with a cursor.
+
+    More than `shown` are not wanted: where that is cheaper, those after are counted."""
     few = _indexed(state, where)
     if few is not None:
         return _of_few(state, where, few, before, limit, suits)
     group = None if where.failure is None else state.failures.of(where.failure)
-    order = state.order
-    place = len(order) if before is None else bisect_left(order, before, key=_seq)
-    stop = max(0, place - SCAN_MAX)
+    holds, order = state.jobs.holds, state.order
+    cursor = state.next_seq if before is None else before
     found: list[Job] = []
-    while place > stop and len(found) < limit:
-        place -= 1
-        job = order[place]
+    others = 0
+    for entry in islice(_newest_first(order, cursor), SCAN_MAX):
+        room = limit - len(found) - others
+        if room <= 0:
+            break
+        if isinstance(entry, Segment):
+            stop, cursor = min(cursor, entry.stop), entry.seq
+            like = Job(entry.first, entry.options, b"", entry.seq, entry.created_at)
+            if group is None and matches(like, where) and (suits is None or suits(like)):
+                cursor = max(entry.seq, stop - room)
+                copied = cursor if shown is None else max(cursor, stop - max(0, shown - len(found)))
+                found += reversed(entry.between(copied, stop))
+                others += copied - cursor
+            continue
+        cursor = entry.seq
         if (
-            (group is None or job.id in group)
-            and matches(job, where)
-            and state.jobs.get(job.id) is job
-            and (suits is None or suits(job))
+            (group is None or entry.id in group)
+            and matches(entry, where)
+            and holds(entry)
+            and (suits is None or suits(entry))
         ):
-            found.append(job)
-    return Slice(found, order[place].seq if place > 0 else None)
+            found.append(entry)
+    return Slice(found, cursor if order and order[0].seq < cursor else None, others)
+
+
+def _newest_first(order: list[Job | Segment], before: int) -> Iterator[Job | Segment]:
+    """What is older than `before`: jobs, and segments that are frozen."""
+    for place in range(bisect_left(order, before, key=seq_of) - 1, -1, -1):
+        entry = order[place]
+        if isinstance(entry, Segment) and entry.jobs is not None:
+            yield from reversed(entry.between(entry.seq, before))
+        else:
+            yield entry
 
 
 def _of_few(
@@ -73,7 +104,7 @@ def _of_few(
         for job in few
         if (before is None or job.seq < before)
         and matches(job, where)
-        and state.jobs.get(job.id) is job
+        and state.jobs.holds(job)
         and (suits is None or suits(job))
     }
     seqs = sorted(found, reverse=True)
@@ -93,10 +124,6 @@ def _indexed(state: QueueState, where: Selection) -> Iterable[Job] | None:
     if where.state is State.SCHEDULED and len(state.due) <= INDEX_MAX:
         return [job for _, _, job in state.due]
     return None
-
-
-def _seq(job: Job) -> int:
-    return job.seq
 
 
 def matches(job: Job, where: Selection) -> bool:

@@ -29,8 +29,8 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings jobs commands events",
-    1: """ready_lanes pack_references failure_groups queue_state selections decisions queue_snapshot job_views
-          state_history scaling""",
+    1: """segments ready_lanes interned_options pack_references failure_groups queue_state selections
+          decisions queue_snapshot job_views state_history scaling""",
     2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
     3: """tallies worker_registry throughput retirement orphans commit_loop leader_reads leader
           pool_scaler manager

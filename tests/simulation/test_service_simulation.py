@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobsvc import segments
+
 from .service_world import play
 
 SEEDS_PER_TEST = 20
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    """Thousands of takeovers tell nothing in a log."""
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Thousands of takeovers tell nothing in a log. And single jobs are frozen, too."""
+    monkeypatch.setattr(segments, "FREEZE_MIN", 1)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -29,3 +32,9 @@ def test_every_accepted_job_ends_once(first: int) -> None:
 def test_one_seed_is_one_story() -> None:
     assert play(3).fingerprint() == play(3).fingerprint()
     assert play(3).fingerprint() != play(4).fingerprint()
+
+
+def test_nobody_can_tell_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = [play(seed).fingerprint() for seed in range(1_000, 1_010)]
+    monkeypatch.setattr(segments, "FREEZE_MIN", 10**9)
+    assert [play(seed).fingerprint() for seed in range(1_000, 1_010)] == frozen

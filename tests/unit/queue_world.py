@@ -115,10 +115,13 @@ class World:
         return free
 
     def job(self, job: bytes) -> Job:
-        return self.state.jobs[job]
+        """To look at: whatever is frozen stays so."""
+        found = self.state.jobs.peek(job)
+        assert found is not None, f"{job.hex()} is not there"
+        return found
 
     def is_in(self, job: bytes) -> State:
-        return self.state.jobs[job].state
+        return self.job(job).state
 
     def check(self) -> None:
         """All that must hold of any queue at any time."""

@@ -7,6 +7,7 @@ import random
 from jobsvc.commands import Cancel
 from jobsvc.jobs import Job, JobOptions, Outcome, State
 from jobsvc.ready_lanes import Lane, next_jobs
+from jobsvc.segments import JobTable
 
 from .queue_world import World, job_id
 
@@ -65,7 +66,7 @@ def test_several_queues_of_a_pool_are_one_order() -> None:
 
 
 def test_deciding_changes_nothing() -> None:
-    lane = Lane("default", "default")
+    lane = Lane("default", "default", JobTable())
     for seq in range(1, 6):
         lane.add_new(a_job(seq))
     for seq in (10, 7):
@@ -89,7 +90,7 @@ def test_against_sorting() -> None:
     # given lanes with jobs of all kinds, some of them dead, some with two entries
     for seed in range(200):
         chance = random.Random(seed)
-        lanes = [Lane("a", "default"), Lane("b", "default")]
+        lanes = [Lane("a", "default", JobTable()), Lane("b", "default", JobTable())]
         jobs = []
         for seq in range(1, chance.randrange(2, 30)):
             lane = chance.choice(lanes)
