@@ -438,11 +438,17 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def what_is_told(state: queue_state.QueueState) -> list[Any]:
+    """All but cursors: they depend on the retired jobs that linger in a queue's order."""
     some = [c.Selection(), c.Selection(state=State.QUEUED, queue="a"), c.Selection(state=State.CANCELLED)]
-    pages = [job_views.list_jobs(state, c.ListJobs(each.state, each.queue, limit=2)) for each in some]
-    rest = [job_views.list_jobs(state, c.ListJobs(before=page.before, limit=99)) for page in pages]
-    counts = [job_views.count_matching(state, c.CountMatching("cancel", where)) for where in some]
-    return [pages, rest, counts, job_views.get_queues(state, {}, {})]
+    told: list[Any] = [job_views.get_queues(state, {}, {})]
+    for each in some:
+        told.append(job_views.list_jobs(state, c.ListJobs(each.state, each.queue, limit=2)).jobs)
+        older = c.ListJobs(each.state, each.queue, before=state.next_seq * 2 // 3, limit=99)
+        told.append(job_views.list_jobs(state, older).jobs)
+        counted = job_views.count_matching(state, c.CountMatching("cancel", each))
+        assert isinstance(counted, c.Matched)
+        told.append((counted.count, counted.ids))
+    return told
 
 
 def seen(job: Job) -> tuple[Any, ...]:
