@@ -9,7 +9,7 @@ from .. import work
 from .peer import Peer, Say
 
 PROCESSES = 2
-JOBS = 6_000
+JOBS = 10_000
 
 
 class Driver(Peer):

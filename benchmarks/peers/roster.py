@@ -46,7 +46,7 @@ TITLES = {
 }
 
 PEERS = {
-    "jobsvc": Entry("jobsvc", "jobsvc", 40_000, 6_000),
+    "jobsvc": Entry("jobsvc", "jobsvc", 60_000, 10_000),
     "hashing": Entry("hashing", "none", 0, 0, 0, note="the most there is for W2"),
     "celery": Entry("celery", "redis", 2_000, 1_000, note="acks late, rejects on worker loss"),
     "dramatiq": Entry("dramatiq", "redis", 5_000, 2_000, note="8 threads in each process, its default"),
