@@ -7,6 +7,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -323,7 +324,13 @@ class Screen:
         self._fd, terminal = pty.openpty()
         environment = {**os.environ, "COLUMNS": str(columns), "LINES": "50", "TERM": "xterm", "NO_COLOR": "1"}
         self._process = psutil.Popen(
-            list(words), stdin=terminal, stdout=terminal, stderr=terminal, env=environment
+            list(words),
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=environment,
+            # whoever runs the tests in the background of a shell ignores Ctrl-C, and all that they start
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(terminal)
         self.text = ""
