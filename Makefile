@@ -62,7 +62,7 @@ bench-scaling: setup  ## how one leader scales: against queued jobs and against 
 	mkdir -p .bench
 	$(BIN)/python -m benchmarks.scaling --json .bench/scaling.jsonl --report .bench/scaling.md --picture docs/pictures/scaling.svg
 
-bench-compare: setup  ## jobsvc and other job queues on this machine: table and picture (about 25 minutes)
+bench-compare: setup  ## jobsvc and other job queues on this machine: table and picture (about 45 minutes)
 	$(BIN)/python -m benchmarks.compare --picture docs/pictures/compare.svg
 
 lock:  ## resolve requirements.lock again (needs uv)
