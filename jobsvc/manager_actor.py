@@ -191,10 +191,9 @@ class WorkerFleet:
         if now - self._started_at.pop(name, float("-inf")) > EARLY_DEATH_SECONDS:
             self._early_deaths = 0
             return
-        at_once = now - self._early_death_at < AT_ONCE_SECONDS
-        self._early_death_at = now
-        if at_once:
+        if now - self._early_death_at < AT_ONCE_SECONDS:
             return
+        self._early_death_at = now  # of the first: a row of quick deaths is not one long accident
         self._early_deaths += 1
         if self._early_deaths > 1:  # one may be an accident
             pause = min(2.0**self._early_deaths, START_PAUSE_SECONDS_MAX)

@@ -63,3 +63,16 @@ def test_workers_that_die_again_and_again_as_they_start_are_started_ever_more_se
         assert not await deaths.holds_back()
 
     virtual_loop.run(story())
+
+
+def test_a_quick_row_of_deaths_is_not_taken_for_one_accident() -> None:
+    async def story() -> None:
+        deaths = Deaths()
+        # given workers that die as quickly as they can be started, never a second apart
+        held_back = False
+        for number in range(10):
+            await deaths.of(f"w{number}", after_seconds=0.6 * AT_ONCE_SECONDS)
+            held_back = held_back or await deaths.holds_back()
+        assert held_back
+
+    virtual_loop.run(story())
