@@ -13,6 +13,7 @@ from jobsvc import commands as c
 from jobsvc.errors import Unavailable
 from jobsvc.events import Event, decode_events
 from jobsvc.jobs import (
+    BlobRef,
     Finished,
     Grant,
     JobOptions,
@@ -190,6 +191,14 @@ class Pair:
         reader = next(iter(self.managers.values()))._reader
         assert reader is not None
         return reader.cluster_id
+
+    async def store_bytes(self, data: bytes | None, ref: BlobRef | None) -> bytes:
+        """What a result, payload or output holds, inline or as a range of an object."""
+        if ref is None:
+            return data or b""
+        found = await self.store.get(ref.key, ref.offset, ref.length)
+        assert found is not None, f"{ref.key} is gone"
+        return found
 
     def store_keys(self) -> list[str]:
         return sorted(self.store._objects)
