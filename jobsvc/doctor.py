@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from .errors import JobsvcError
+from .errors import InvalidRequest, JobsvcError
 from .ports import free_port
+from .ray_head import service_environment
 from .s3_store import open_store
 from .serve_proxy import has_haproxy
 from .service import prepared
 from .settings import MIB, Settings
-from .tasks import load_tasks
+from .task_check import check_tasks
 
 RAY_VERSION = "2.60.0"
 DISK_FREE_BYTES_MIN = 1024 * MIB
@@ -142,11 +143,7 @@ def _is_kept_right() -> bool:
 
 
 def _tasks(settings: Settings) -> Finding:
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `up` does for the service
     try:
-        registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
-    except JobsvcError as error:
-        return Finding("tasks", False, str(error))
-    return Finding("tasks", True, ", ".join(registry.names()))
+        return Finding("tasks", True, ", ".join(check_tasks(settings, service_environment())))
+    except InvalidRequest as error:
+        return Finding("tasks", False, error.detail)

@@ -67,6 +67,17 @@ def plan_head(info: ServiceInfo, settings: Settings, run_dir: Path) -> dict[str,
 
 def driver_environment(info: ServiceInfo) -> dict[str, str]:
     """What a program needs to speak to the service's Ray."""
+    environment = service_environment()
+    if info.ray_token_file:
+        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback: see above
+        environment["RAY_AUTH_MODE"] = "token"
+        environment["RAY_AUTH_TOKEN_PATH"] = info.ray_token_file
+        environment.pop("RAY_AUTH_TOKEN", None)
+    return environment
+
+
+def service_environment() -> dict[str, str]:
+    """What every program of the service finds, whatever its Ray: this folder's modules, and no secrets."""
     environment = dict(os.environ)
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
     # A call to a process that has died fails at once; by default Ray waits a second for details.
@@ -76,11 +87,6 @@ def driver_environment(info: ServiceInfo) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     environment.pop("RAY_ADDRESS", None)
     environment.pop("JOBSVC_TOKEN", None)  # it has a file; children have no use for it
-    if info.ray_token_file:
-        environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback: see above
-        environment["RAY_AUTH_MODE"] = "token"
-        environment["RAY_AUTH_TOKEN_PATH"] = info.ray_token_file
-        environment.pop("RAY_AUTH_TOKEN", None)
     return environment
 
 

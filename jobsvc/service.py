@@ -33,10 +33,11 @@ from .discovery import (
 )
 from .errors import InvalidRequest, Unavailable
 from .ports import free_port, reachable
-from .ray_head import RayDidNotStart, driver_environment, plan_head, start_head
+from .ray_head import RayDidNotStart, driver_environment, plan_head, service_environment, start_head
 from .serve_proxy import has_haproxy
 from .service_processes import end_processes, has_supervisors, service_processes
 from .settings import PoolSettings, Settings, encode_settings
+from .task_check import check_tasks
 
 __all__ = [
     "ServiceInfo",
@@ -82,6 +83,7 @@ def up(
             return known
         if known is not None:
             _clear_away(known, run_dir, say)
+        check_tasks(settings, service_environment(), say)
         port = free_port(settings.host, settings.port)
         if port != settings.port:
             say(f"port {settings.port} is taken; using {port}")

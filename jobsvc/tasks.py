@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
@@ -36,6 +38,7 @@ CODE_REFUSED = (
 )
 _MARK = "__jobsvc_task__"
 _NAME_LENGTH_MAX = 200
+_NOT_OF_PROJECT = (*(sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")), __file__)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -188,11 +191,10 @@ class Registry:
     def add(self, definition: TaskDefinition) -> None:
         known = self._definitions.get(definition.name)
         if known is not None and known.function is not definition.function:
-            module = definition.function.__module__
             raise TasksNotLoaded(
-                f"two tasks are named {definition.name!r}: in {known.function.__module__} and in {module}; "
-                "give one of them another name",
-                module,
+                f"two tasks are named {definition.name!r}: {_place_of(known)} and {_place_of(definition)};"
+                " give one of them another name",
+                definition.function.__module__,
             )
         self._definitions[definition.name] = definition
 
@@ -202,7 +204,7 @@ class Registry:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever its code raises, the module is what is wrong
             raise TasksNotLoaded(
-                f"the module {name!r} cannot be imported: {type(error).__name__}: {error}", name
+                f"the module {name!r} cannot be imported: {_told(error, name)}", name
             ) from error
         found = list(_marked_in(module))
         if not found:
@@ -221,6 +223,30 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._definitions)
+
+
+def _place_of(definition: TaskDefinition) -> str:
+    code = getattr(definition.function, "__code__", None)
+    line = f", line {code.co_firstlineno}" if code is not None else ""
+    return f"in {definition.function.__module__}{line}"
+
+
+def _told(error: BaseException, module: str) -> str:
+    """What Python says, on one line, and where in the project's own code."""
+    if isinstance(error, SyntaxError):
+        where = f"{error.filename}, line {error.lineno}: " if error.filename else ""
+        return f"{where}{type(error).__name__}: {error.msg}"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+        if module.endswith(".py") or "/" in module:
+            return f"{text}; name the module as Python imports it, package.module, not the file"
+        return f"{text}; Python looks in the folder where jobsvc is run, and in PYTHONPATH"
+    places = [each for each in traceback.extract_tb(error.__traceback__) if _is_of_project(each.filename)]
+    return f"{places[-1].filename}, line {places[-1].lineno}: {text}" if places else text
+
+
+def _is_of_project(filename: str) -> bool:
+    return not filename.startswith(("<", *_NOT_OF_PROJECT))
 
 
 def _marked_in(module: ModuleType) -> Iterator[TaskDefinition]:
