@@ -1,10 +1,14 @@
 """The way to whoever leads, over Ray: for replicas and for workers.
 
 Both managers have fixed names, so a caller keeps a handle to each and asks the one that led last. `NotLeader`
-carries a hint; a dead or silent manager means: ask the other. A caller goes on until its deadline with the
-same command ids, so that a failover is a pause for it and not an error. A try that is not answered within
-`TRY_SECONDS` is left behind: the manager may be stopped, and the other may lead by now; if both get to see
-the same command, the second one finds it done.
+carries a hint; a dead or silent manager means: ask the other, and begin there the next time. A caller goes on
+until its deadline with the same command ids, so that a failover is a pause for it and not an error. A try
+that is not answered within `TRY_SECONDS` is left behind: the manager may be stopped, and the other may lead
+by now; if both get to see the same command, the second one finds it done.
+
+What a leader was asked to wait comes on top of deadline and patience: a silence that was asked for is no sign
+of anything. So that a stopped leader is noticed within seconds all the same, a replica asks for its long
+polls in slices; the feed's places never change, so the next slice goes on with whoever leads then.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ MANAGER_NAMES = ("manager-a", "manager-b")
 TRY_SECONDS = 2.5
 BACKOFF_SECONDS = 0.02
 BACKOFF_SECONDS_MAX = 0.25
+POLL_SECONDS = 5.0  # of one slice
 
 _flight_reply: msgspec.msgpack.Decoder[FlightReply | NotLeader] = msgspec.msgpack.Decoder(
     FlightReply | NotLeader
@@ -74,17 +79,20 @@ class LeaderFinder:
         arguments: tuple[Any, ...],
         decoder: msgspec.msgpack.Decoder[Any],
         deadline_seconds: float,
-        patience_seconds: float = TRY_SECONDS,
+        wait_seconds: float = 0.0,
     ) -> Any:
-        """The leader's answer, whoever leads. Raises Unavailable when the deadline has passed."""
+        """The leader's answer, whoever leads. Raises Unavailable when the deadline has passed.
+
+        `wait_seconds` is how long the leader may keep this call waiting before it answers.
+        """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + deadline_seconds
+        deadline = loop.time() + deadline_seconds + wait_seconds
         pause = BACKOFF_SECONDS
         name = self._leader
         while True:
             try:
-                left = max(0.05, deadline - loop.time())
-                answer = decoder.decode(await self._try(name, method, min(patience_seconds, left), arguments))
+                patience = min(wait_seconds + TRY_SECONDS, max(0.05, deadline - loop.time()))
+                answer = decoder.decode(await self._try(name, method, patience, arguments))
                 if not isinstance(answer, NotLeader):
                     self._leader = name
                     return answer
@@ -92,7 +100,9 @@ class LeaderFinder:
                 hinted = answer.hint
             except Unavailable as error:
                 problem, hinted = str(error), None
-            name = hinted if hinted in MANAGER_NAMES else _other(name)
+            asked, name = name, hinted if hinted in MANAGER_NAMES else _other(name)
+            if self._leader == asked:
+                self._leader = name  # whoever asks next need not find out again
             if loop.time() + pause >= deadline:
                 raise Unavailable(f"no manager led in {deadline_seconds:g} s: {problem}")
             await asyncio.sleep(pause)
@@ -129,14 +139,16 @@ class RayManagers:
         return reply
 
     async def wait_feed(self, after: int, wait_seconds: float) -> FeedPage:
-        page: FeedPage = await self._finder.ask_leader(
-            "wait_feed",
-            (after, wait_seconds),
-            _feed,
-            self._deadline_seconds,
-            wait_seconds + TRY_SECONDS,
-        )
-        return page
+        """In slices. The deadline is for finding a leader, in each of them."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_seconds
+        while True:
+            seconds = max(0.0, min(POLL_SECONDS, until - loop.time()))
+            page: FeedPage = await self._finder.ask_leader(
+                "wait_feed", (after, seconds), _feed, self._deadline_seconds, seconds
+            )
+            if page.entries or page.next != after or loop.time() >= until:
+                return page
 
     async def statuses(self) -> list[ManagerStatus]:
         return await self._finder.statuses()
@@ -154,6 +166,6 @@ class RayLeaderLink:
             (encode(report),),
             _orders,
             TRY_SECONDS,
-            report.wait_seconds + TRY_SECONDS,
+            report.wait_seconds,
         )
         return orders

@@ -20,7 +20,7 @@ from .ports import free_ports, free_range
 from .settings import Settings
 
 REPLICA_PORTS = 50  # a replica that has died leaves its port unused for a while
-LONGEST_POLL_SECONDS = 60  # a HAProxy that was replaced may finish what it serves, so long
+LONGEST_POLL_SECONDS = 90  # a HAProxy that was replaced may finish what it serves: a wait and a failover
 EXPRESS_LANE = "jobsvc.serve_express.middlewares"  # by name: this module must not load what HTTP needs
 PYTHON_PROXY = {"SERVE_SOCKET_REUSE_PORT_ENABLED": "0"}
 

@@ -479,7 +479,7 @@ class Client:
         after = 0
         while True:
             try:
-                page = await self._finder.ask_leader("wait_feed", (after, 2.0), _pages, 15.0, 4.5)
+                page = await self._finder.ask_leader("wait_feed", (after, 2.0), _pages, 15.0, 2.0)
             except Unavailable:
                 await asyncio.sleep(0.1)
                 continue

@@ -21,27 +21,53 @@ from jobsvc.jobs import (
     ErrorInfo,
     Finished,
     Grant,
-    NotLeader,
     Outcome,
     Result,
     WorkerOrders,
-    encode,
 )
+from jobsvc.leader_links import LeaderFinder, RayManagers
 from jobsvc.tasks import Registry, TaskDefinition, builtin_registry
 
 from ..simulation import virtual_loop
 from .manager_world import START, Pair, until
 from .queue_world import job_id
 
-_replies = msgspec.msgpack.Decoder(c.FlightReply | NotLeader)
-_pages = msgspec.msgpack.Decoder(c.FeedPage | NotLeader)
 _statuses = msgspec.msgpack.Decoder(c.ManagerStatus)
 
 
-class PairManagers:
-    """Asks whoever leads, again and again until the deadline, as `RayManagers` does."""
+class PairFinder(LeaderFinder):
+    """The real search for the leader. A manager that was killed is noticed, one that is `silent` is not."""
 
     def __init__(self, pair: Pair) -> None:
+        super().__init__("in this process")
+        self._pair = pair
+        self.silent: set[str] = set()
+        self.tries: list[str] = []
+
+    async def _try(self, name: str, method: str, seconds: float, arguments: tuple[Any, ...]) -> bytes:
+        self.tries.append(f"{name} {method}")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        life = self._pair.tasks.get(name)
+        if life is not None:
+            manager: Any = self._pair.managers[name]
+            call = loop.create_task(getattr(manager, method)(*arguments))
+            await asyncio.wait([call, life], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            call.cancel()
+            if call.done() and name not in self.silent:
+                answer: bytes = call.result()
+                return answer
+        if name in self.silent:
+            await asyncio.sleep(until - loop.time())
+        raise Unavailable(f"{name} did not answer")
+
+
+class PairManagers(RayManagers):
+    """The replica's real way to the managers; only the call itself is simulated."""
+
+    def __init__(self, pair: Pair) -> None:
+        self.finder = self._finder = PairFinder(pair)
+        self._deadline_seconds = pair.settings.request_deadline_seconds
         self._pair = pair
         self.flights: list[c.Flight] = []
         self.feed_calls = 0
@@ -49,41 +75,18 @@ class PairManagers:
 
     async def send(self, flight: c.Flight) -> c.FlightReply:
         self.flights.append(flight)
-        data = encode(flight)
-        reply = await self._ask(lambda manager: manager.handle_flight(data), _replies)
-        assert isinstance(reply, c.FlightReply)
-        return reply
+        return await super().send(flight)
 
     async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
         self.feed_calls += 1
         self.feed_open += 1
         try:
-            page = await self._ask(lambda manager: manager.wait_feed(after, wait_seconds), _pages)
+            return await super().wait_feed(after, wait_seconds)
         finally:
             self.feed_open -= 1
-        assert isinstance(page, c.FeedPage)
-        return page
 
     async def statuses(self) -> list[c.ManagerStatus]:
         return [_statuses.decode(manager.status()) for manager in self._pair.managers.values()]
-
-    async def _ask(self, ask: Callable[[Any], Coroutine[Any, Any, bytes]], decoder: Any) -> Any:
-        """A call to a manager that is killed is never answered: it is left behind, like over Ray."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._pair.settings.request_deadline_seconds
-        while loop.time() < deadline:
-            for name, manager in list(self._pair.managers.items()):
-                call = loop.create_task(ask(manager))
-                while not call.done() and self._pair.managers.get(name) is manager:
-                    await asyncio.wait([call], timeout=0.05)
-                if not call.done():
-                    call.cancel()
-                    continue
-                answer = decoder.decode(call.result())
-                if not isinstance(answer, NotLeader):
-                    return answer
-            await asyncio.sleep(0.05)
-        raise Unavailable("no manager led in time")
 
 
 class Replica:
