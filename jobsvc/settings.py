@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from . import settings_bounds
 from .errors import InvalidRequest
 
 KIB = 1024
@@ -99,20 +100,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     def __post_init__(self) -> None:
+        settings_bounds.check_numbers(msgspec.structs.asdict(self), settings_bounds.SETTINGS)
+        settings_bounds.check_name(self.service, "service")
+        settings_bounds.check_url(self.s3_endpoint_url, "s3_endpoint_url")
+        settings_bounds.check_url(self.ray_dashboard_url, "ray_dashboard_url")
         self._require(DEFAULT_POOL in self.pools, "pools", f"must have a pool named {DEFAULT_POOL!r}")
-        for queue, pool in self.queues.items():
-            self._require(pool in self.pools, "queues", f"queue {queue!r} names no known pool: {pool!r}")
-        for name, pool_settings in self.pools.items():
-            good = 0 <= pool_settings.min_workers <= pool_settings.max_workers
-            self._require(good, f"pools.{name}", "needs 0 <= min_workers <= max_workers")
-        for field in self.__struct_fields__:
-            value = getattr(self, field)
-            if field.endswith(("_seconds", "_max")) and value is not None and value < 0:
-                raise InvalidRequest("must not be negative", field)
-        silence = self.takeover_silence_seconds >= 2.0
-        self._require(
-            silence, "takeover_silence_seconds", "must be at least 2"
-        )  # a leader shows life each second
+        for name, pool in self.pools.items():
+            settings_bounds.check_name(name, "pools")
+            settings_bounds.check_numbers(
+                msgspec.structs.asdict(pool), settings_bounds.POOL, f"pools.{name}."
+            )
+            orderly = pool.min_workers <= pool.max_workers
+            self._require(orderly, f"pools.{name}", "needs min_workers <= max_workers")
+        for queue, to_pool in self.queues.items():
+            pools = ", ".join(sorted(self.pools))
+            good = to_pool in self.pools
+            self._require(
+                good, "queues", f"queue {queue!r} names no known pool: {to_pool!r}; there are {pools}"
+            )
         beats = self.heartbeat_seconds * 2 <= self.lease_seconds
         self._require(beats, "heartbeat_seconds", "must be at most half of lease_seconds")
 

@@ -28,7 +28,7 @@ FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 500
 
 LAYERS = {
-    0: "errors settings jobs commands events",
+    0: "errors settings_bounds settings jobs commands events",
     1: """segments ready_lanes interned_options pack_references failure_groups queue_state selections
           decisions queue_snapshot job_views state_history scaling""",
     2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
