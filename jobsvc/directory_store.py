@@ -37,6 +37,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +57,7 @@ from .object_store import (
 T = TypeVar("T")
 
 THREADS = 4
+DELETES_IN_A_ROW_MAX = 1_000  # for so long a thread is taken from puts
 OPEN_FOLDERS_MAX = 64
 LINK_TRIES = 20  # each lost one means that another process removed the folder in that very moment
 FOLDER_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR)
@@ -122,6 +124,13 @@ class DirectoryObjectStore:
         check_key(key)
         self.requests["delete"] += 1
         await self._in_thread(lambda: self._delete(key))
+
+    async def delete_many(self, keys: Keys) -> None:
+        for key in keys:
+            check_key(key)
+        for start in range(0, len(keys), DELETES_IN_A_ROW_MAX):
+            self.requests["delete"] += 1
+            await self._in_thread(partial(self._delete_all, keys[start : start + DELETES_IN_A_ROW_MAX]))
 
     async def probe(self) -> Warnings:
         await prove_exclusive_create(self)
@@ -213,6 +222,10 @@ class DirectoryObjectStore:
                 return
             raise _read_failure(f"delete {key}", error) from error
         self._folders.remove_empty(key.rpartition("/")[0])
+
+    def _delete_all(self, keys: Keys) -> None:
+        for key in keys:
+            self._delete(key)
 
     def _warnings(self) -> Warnings:
         kind = _file_system_of(self._root)

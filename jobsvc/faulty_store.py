@@ -135,22 +135,42 @@ class FaultyObjectStore:
     async def delete(self, key: str) -> None:
         await self._answered(f"delete {key}", lambda: self._inner.delete(key))
 
+    async def delete_many(self, keys: Keys) -> None:
+        """Where it meets an error, the first half is gone all the same: such a request is many."""
+        half = keys[: len(keys) // 2]
+        await self._answered(
+            f"delete {len(keys)} keys",
+            lambda: self._inner.delete_many(keys),
+            spoiled=lambda: self._inner.delete_many(half),
+        )
+
     async def probe(self) -> Warnings:
         await prove_exclusive_create(self)
         return []
 
     # --- one request ----------------------------------------------------------------------------
 
-    async def _answered(self, what: str, effect: Callable[[], Awaitable[Any]]) -> Any:
-        answer = await self._request(self._read_rates, effect)
+    async def _answered(
+        self,
+        what: str,
+        effect: Callable[[], Awaitable[Any]],
+        spoiled: Callable[[], Awaitable[Any]] | None = None,
+    ) -> Any:
+        answer = await self._request(self._read_rates, effect, spoiled)
         if answer is _NO_ANSWER:
             raise StoreError(f"{what}: no answer")
         return answer
 
-    async def _request(self, rates: FaultRates, effect: Callable[[], Awaitable[Any]]) -> Any:
+    async def _request(
+        self,
+        rates: FaultRates,
+        effect: Callable[[], Awaitable[Any]],
+        spoiled: Callable[[], Awaitable[Any]] | None = None,
+    ) -> Any:
+        """`spoiled` is what an error leaves of the effect; None: nothing."""
         plan = self._plan(rates)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._fly(plan, effect, answer), context=Context())
+        task = asyncio.create_task(self._fly(plan, effect, spoiled, answer), context=Context())
         self.flying.add(task)
         task.add_done_callback(self.flying.discard)
         await asyncio.wait([answer], timeout=self._timeout_seconds)
@@ -166,15 +186,23 @@ class FaultyObjectStore:
         return _Plan(fault, before + self._slow_seconds, after + self._slow_seconds)
 
     async def _fly(
-        self, plan: _Plan, effect: Callable[[], Awaitable[Any]], answer: asyncio.Future[Any]
+        self,
+        plan: _Plan,
+        effect: Callable[[], Awaitable[Any]],
+        spoiled: Callable[[], Awaitable[Any]] | None,
+        answer: asyncio.Future[Any],
     ) -> None:
         if self._cut:
             return  # never left this machine; the caller waits for its timeout
         if plan.fault == "late":
             _set(answer, _NO_ANSWER)
         await asyncio.sleep(plan.before_seconds)
-        if plan.fault == "error" or asyncio.get_running_loop().time() < self._outage_until:
+        if asyncio.get_running_loop().time() < self._outage_until:
             result: Any = _NO_ANSWER
+        elif plan.fault == "error":
+            if spoiled is not None:
+                await spoiled()
+            result = _NO_ANSWER
         else:
             try:
                 result = await effect()

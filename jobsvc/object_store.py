@@ -1,4 +1,4 @@
-"""The store: five methods, of which four touch objects and none overwrites.
+"""The store: six methods, of which five touch objects and none overwrites.
 
 The journal needs exactly this of a store, and nothing more:
 
@@ -6,6 +6,8 @@ The journal needs exactly this of a store, and nothing more:
 - `get` returns what was put, or None; a byte range where asked.
 - `list` returns all keys under a prefix, in byte order, complete and up to date.
 - `delete` forgets a key; forgetting what is not there is no error.
+- `delete_many` forgets any number of keys, in no order, with as few requests as the store can. When it fails,
+  some may be gone: the caller asks again for all of them.
 - `probe` proves at start that the store does what the first line says, and warns of what may hurt.
 
 A `put_new` has three outcomes, not two. CREATED: the bytes are durable under the key. EXISTS: some bytes
@@ -60,6 +62,8 @@ class ObjectStore(Protocol):
     async def list(self, prefix: str) -> Keys: ...
 
     async def delete(self, key: str) -> None: ...
+
+    async def delete_many(self, keys: Keys) -> None: ...
 
     async def probe(self) -> Warnings:
         """Prove exclusive creation. Raises StoreUnfit; returns warnings for the operator."""
@@ -158,6 +162,13 @@ class MemoryObjectStore:
         check_key(key)
         self.requests["delete"] += 1
         self._objects.pop(key, None)
+
+    async def delete_many(self, keys: Keys) -> None:
+        for key in keys:
+            check_key(key)
+        self.requests["delete"] += 1
+        for key in keys:
+            self._objects.pop(key, None)
 
     async def probe(self) -> Warnings:
         await prove_exclusive_create(self)

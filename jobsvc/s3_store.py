@@ -49,7 +49,18 @@ BUCKET_LENGTHS = range(3, 64)
 BUCKET_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-")
 # A rule on these may delete: history that is written for others and never read back.
 EXPENDABLE = ("finished/",)
-OPERATIONS = {"PutObject": "put", "GetObject": "get", "ListObjectsV2": "list", "DeleteObject": "delete"}
+DELETED_AT_ONCE_MAX = 1_000  # S3's own limit
+# What servers say that speak S3 and do not know DeleteObjects, or not with today's checksums.
+KNOWS_NO_DELETE_OBJECTS = frozenset(
+    {"NotImplemented", "MethodNotAllowed", "MissingContentMD5", "InvalidRequest", "MalformedXML"}
+)
+OPERATIONS = {
+    "PutObject": "put",
+    "GetObject": "get",
+    "ListObjectsV2": "list",
+    "DeleteObject": "delete",
+    "DeleteObjects": "delete",
+}
 
 
 class Meaning(enum.Enum):
@@ -75,6 +86,7 @@ MEANINGS: dict[str, Meaning] = {  # by error code; a code that is not here goes 
     "TemporaryRedirect": Meaning.UNKNOWN,  # a new bucket that is not known everywhere yet
     "NotImplemented": Meaning.UNFIT,  # 501: a server that does not know If-None-Match
 }
+DELETE_MEANINGS = {"AccessDenied": Meaning.UNFIT}  # of one key among many, which has no status of its own
 STATUS_MEANINGS: dict[int, Meaning] = {
     404: Meaning.ABSENT,
     408: Meaning.UNKNOWN,
@@ -121,6 +133,7 @@ class S3ObjectStore:
         self._counting = threading.Lock()
         self._bucket = bucket
         self._folder = f"{prefix}/" if prefix else ""
+        self._deletes_one_by_one = False
         make_client = functools.partial(_make_client, _make_session(), endpoint_url, checksums)
         self._put_client = make_client(attempts=1)
         self._read_client = make_client(attempts=READ_ATTEMPTS)
@@ -155,6 +168,13 @@ class S3ObjectStore:
     async def delete(self, key: str) -> None:
         check_key(key)
         await _in_thread(self._read_threads, lambda: self._delete(key))
+
+    async def delete_many(self, keys: Keys) -> None:
+        for key in keys:
+            check_key(key)
+        for start in range(0, len(keys), DELETED_AT_ONCE_MAX):
+            some = keys[start : start + DELETED_AT_ONCE_MAX]
+            await _in_thread(self._read_threads, functools.partial(self._delete_many, some))
 
     async def probe(self) -> Warnings:
         warnings = await _in_thread(self._read_threads, self._check_bucket)
@@ -219,6 +239,23 @@ class S3ObjectStore:
             meaning = meaning_of(error)
             if meaning is not Meaning.ABSENT:
                 raise _read_failure("delete", key, meaning, error) from error
+
+    def _delete_many(self, keys: Keys) -> None:
+        if not self._deletes_one_by_one:
+            objects = [{"Key": self._folder + key} for key in keys]
+            chosen = {"Objects": objects, "Quiet": True}  # quiet: it answers with the failures alone
+            what = f"{keys[0]} and {len(keys) - 1} more"
+            try:
+                answer = self._read_client.delete_objects(Bucket=self._bucket, Delete=chosen)
+            except Exception as error:
+                if _code_and_status(error)[0] not in KNOWS_NO_DELETE_OBJECTS:
+                    raise _read_failure("delete", what, meaning_of(error), error) from error
+                self._deletes_one_by_one = True
+            else:
+                _require_deleted(answer.get("Errors", []))
+                return
+        for key in keys:
+            self._delete(key)
 
     def _count(self, kind: str, **_: Any) -> None:
         with self._counting:
@@ -303,6 +340,15 @@ def _code_and_status(error: Exception) -> tuple[str, int]:
     response: dict[str, Any] = getattr(error, "response", None) or {}
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     return str(response.get("Error", {}).get("Code", "")), int(status)
+
+
+def _require_deleted(failures: list[dict[str, Any]]) -> None:
+    """DeleteObjects is answered 200 whatever became of each key. Raises what the worst of them means."""
+    for failure in failures:
+        code, key = str(failure.get("Code", "")), str(failure.get("Key", ""))
+        meaning = DELETE_MEANINGS.get(code, MEANINGS.get(code, Meaning.UNKNOWN))
+        if meaning is not Meaning.ABSENT:
+            raise _read_failure("delete", key, meaning, Exception(f"{code}: {failure.get('Message', '')}"))
 
 
 def _read_failure(what: str, key: str, meaning: Meaning, error: Exception) -> StoreError | StoreUnfit:

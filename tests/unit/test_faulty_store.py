@@ -66,6 +66,19 @@ def test_without_faults_it_is_the_store_inside_with_delays() -> None:
     run(story())
 
 
+def test_a_request_for_many_keys_that_fails_may_have_deleted_some() -> None:
+    async def story() -> None:
+        inner = MemoryObjectStore()
+        for key in ("a", "b", "c", "d"):
+            await inner.put_new(key, b"x")
+        store = FaultyObjectStore(inner, Random(1), read_error_rate=1.0)
+        with pytest.raises(StoreError):
+            await store.delete_many(["a", "b", "c", "d"])
+        assert await inner.list("") == ["c", "d"]
+
+    run(story())
+
+
 async def _busy(seed: int) -> list[tuple[str, str, float]]:
     """Four clients over one store with every fault; the story of all that they saw."""
     seen: list[tuple[str, str, float]] = []

@@ -107,6 +107,28 @@ def test_a_deleted_key_can_be_created_again(store: ObjectStore) -> None:
     asyncio.run(story())
 
 
+def test_many_keys_are_deleted_with_few_requests(store: ObjectStore) -> None:
+    async def story() -> None:
+        # given more objects than S3 deletes at once, some of whose names need care in XML
+        keys = [f"results/{number:06}" for number in range(1_100)] + ["results/a&b <c>", "results/it's+%2F"]
+        for start in range(0, len(keys), 100):
+            await asyncio.gather(*(store.put_new(key, b"x") for key in keys[start : start + 100]))
+        await store.put_new("results/kept", b"x")
+        before = store.requests["delete"]
+        # when they go, together with what was never there
+        await store.delete_many([*keys, "never/was/there"])
+        # then they alone are gone, each 1,000 for one request; and to ask again is no error
+        assert await store.list("results/") == ["results/kept"]
+        assert store.requests["delete"] - before <= 2
+        await store.delete_many(keys[:3])
+        await store.delete_many([])
+        with pytest.raises(InvalidRequest):
+            await store.delete_many(["results/kept", "../escape"])
+        assert await store.list("results/") == ["results/kept"]
+
+    asyncio.run(story())
+
+
 def test_of_many_tasks_that_create_one_key_one_wins(store: ObjectStore) -> None:
     async def story() -> None:
         for number in range(10):

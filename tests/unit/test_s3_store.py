@@ -251,6 +251,40 @@ def test_a_defect_of_ours_is_not_translated() -> None:
             meaning_of(defect)
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("InternalError", StoreError), ("SlowDown", StoreError), ("AccessDenied", StoreUnfit), ("NoSuchKey", None)],
+)
+def test_one_key_of_many_that_is_not_deleted_is_not_passed_over(
+    store: S3ObjectStore, monkeypatch: pytest.MonkeyPatch, code: str, expected: type[Exception] | None
+) -> None:
+    def answer(**_: Any) -> dict[str, Any]:
+        return {"Errors": [{"Key": "b", "Code": code, "Message": "because"}]}
+
+    monkeypatch.setattr(store._read_client, "delete_objects", answer)
+    if expected is None:
+        asyncio.run(store.delete_many(["a", "b"]))
+    else:
+        with pytest.raises(expected, match="because"):
+            asyncio.run(store.delete_many(["a", "b"]))
+
+
+def test_a_server_that_knows_no_delete_objects_is_asked_key_by_key(
+    store: S3ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise _client_error("NotImplemented", 501)
+
+    async def story() -> None:
+        for key in ("a", "b", "c"):
+            await store.put_new(key, b"x")
+        await store.delete_many(["a", "b"])
+        assert await store.list("") == ["c"]
+
+    monkeypatch.setattr(store._read_client, "delete_objects", refuse)
+    asyncio.run(story())
+
+
 def test_an_answer_that_means_no_is_unfit_for_a_put(
     store: S3ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
