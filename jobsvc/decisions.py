@@ -116,7 +116,8 @@ def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
         return _refuse("invalid", "job ids must be new and different", "jobs")
     if len(state.jobs) + len(ids) > limits.max_jobs:
         detail = f"{len(state.jobs)} jobs are held, {limits.max_jobs} at most"
-        return _refuse("too_many_jobs", detail, retry_after=5.0)
+        ended = any(state.total(each) for each in TERMINAL)  # they will make room, and soon
+        return _refuse("too_many_jobs", detail, retry_after=1.0 if ended else 5.0)
     if not all(0 <= job.option < len(command.options) for job in command.jobs):
         return _refuse("invalid", "a job names options that did not come with it", "options")
     new_queues = {options.queue for options in command.options} - state.counts.keys()
@@ -332,12 +333,18 @@ def next_due(state: QueueState) -> float | None:
     return state.due[0][0] if state.due else None
 
 
-def retire(state: QueueState, limits: Limits, count_max: int = 5_000) -> list[Job]:
+def excess(state: QueueState, limits: Limits, room: int = 0) -> int:
+    """How many jobs that have ended are beyond the limit, or in the way of `room` new ones."""
+    terminal = sum(state.total(each) for each in TERMINAL)
+    crowded = len(state.jobs) + room - limits.max_jobs if room else 0
+    return max(terminal - limits.retained_jobs_max, min(crowded, terminal))
+
+
+def retire(state: QueueState, limits: Limits, count_max: int = 5_000, room: int = 0) -> list[Job]:
     """Terminal jobs past their retention, oldest first: by time, and by number beyond the limit."""
     now = state.log_time
     jobs: dict[bytes, Job] = {}
-    terminal = sum(state.total(each) for each in TERMINAL)
-    excess = terminal - limits.retained_jobs_max
+    beyond = excess(state, limits, room)
     for job in state.feed:
         if len(jobs) >= count_max:
             break
@@ -345,9 +352,9 @@ def retire(state: QueueState, limits: Limits, count_max: int = 5_000) -> list[Jo
             continue
         assert job.details is not None and job.details.finished_at is not None
         old = job.details.finished_at + limits.retention_seconds <= now
-        if not old and excess <= len(jobs):
+        if not old and beyond <= len(jobs):
             break
-        if excess > len(jobs) or (old and job.options.retention_seconds is None):
+        if beyond > len(jobs) or (old and job.options.retention_seconds is None):
             jobs[job.id] = job
     for _, finish_seq, job in _due(state.retention, now):
         current = job.details is not None and job.details.finish_seq == finish_seq

@@ -24,20 +24,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from . import commands as c
-from . import decisions, job_views, orphans, retirement
+from . import decisions, job_views, orphans
 from .commit_loop import CommitLoop, Peer
+from .errors import Refusal
 from .events import EpochBegan, Event, JobsCancelled
-from .jobs import TERMINAL, Finished, Grant, Job, JobOptions, State, WorkerOrders, WorkerReport
+from .insistence import insist
+from .jobs import Finished, Grant, Job, JobOptions, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .leader_reads import LeaderReads
-from .object_store import ObjectStore, PutOutcome, StoreError
+from .object_store import ObjectStore
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
+from .retirement import Retirement
 from .scaling import JobSeconds
 from .settings import Settings
 from .state_history import StateHistory
@@ -46,11 +49,8 @@ from .throughput import Throughput
 from .worker_registry import KnownWorker, WorkerRegistry
 
 TICK_SECONDS = 1.0
-RETIRE_EVERY_SECONDS = 5.0
 HEALTH_SECONDS = 10.0
 RAN_DRY_SECONDS = 0.05
-
-Answer = TypeVar("Answer")
 
 _outbox_decoder = msgspec.msgpack.Decoder(list[Finished])
 
@@ -83,7 +83,7 @@ class Leader:
             settings.max_jobs,
             settings.idempotency_seconds,
             settings.retention_seconds,
-            settings.retained_jobs_max,
+            min(settings.retained_jobs_max, settings.max_jobs // 2),
         )
         self.commits = CommitLoop(state, writer, settings, peer, wall)
         self._tick = asyncio.Event()
@@ -103,9 +103,7 @@ class Leader:
             self._loop.time,
         )
         self._failed_jobs = 0
-        self._retired_at = self._loop.time()
-        self._retiring = False
-        self._orphans_at = self._loop.time() + orphans.FIRST_LOOK_SECONDS
+        self._retirement = Retirement(state, self.commits, store, self._limits)
 
     # --- the life of a leadership ---
 
@@ -115,7 +113,13 @@ class Leader:
         for worker, held in self.state.leases.items():
             pool = next(iter(held.values())).options.pool
             self.registry.known(worker, pool, self._loop.time())
-        for name, part in (("commit", self.commits.run), ("push", self.commits.push), ("tick", self._ticks)):
+        for name, part in (
+            ("commit", self.commits.run),
+            ("push", self.commits.push),
+            ("tick", self._ticks),
+            ("retirement", self._retirement.run),
+            ("orphans", self._delete_orphans),
+        ):
             self.begin(part(), name)
         try:
             await self._failed
@@ -146,6 +150,7 @@ class Leader:
             self._count_finished(finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
+            self._retirement.look()
         due = self.state.due
         if due and due[0][0] < self._next_tick_at:
             self._tick.set()
@@ -177,11 +182,17 @@ class Leader:
             decision = decisions.decide(self.state, request, self._limits)
             self.apply_events(decision.events)
             self.tallies.command(request, decision.answer)
+            if isinstance(request, c.Enqueue) and isinstance(decision.answer, Refusal):
+                self._make_room(request, decision.answer)
             for event in decision.events:
                 if isinstance(event, JobsCancelled):
                     self._wake_holders(event.ids)
             return decision.answer
         return self.read(request)
+
+    def _make_room(self, request: c.Enqueue, refusal: Refusal) -> None:
+        if refusal.code == "too_many_jobs":
+            self._retirement.make_room(len(request.jobs))
 
     def read(self, query: c.Query) -> c.Reply:
         """Answer from memory; whoever tells others waits for `commits.settled` first."""
@@ -406,47 +417,12 @@ class Leader:
                 self.serve_waiting()
         for worker in self.registry.silent(self._loop.time(), self._settings.lease_seconds):
             self.begin(self.lose_worker(worker.name), f"loss of {worker.name}")
-        if not self._retiring and self._loop.time() - self._retired_at >= RETIRE_EVERY_SECONDS:
-            self._retiring = True
-            self.begin(
-                self._retire(), "retirement"
-            )  # apart: deleting thousands of objects must not stop time
-
-    async def _retire(self) -> None:
-        try:
-            await self._retire_some()
-            if self._loop.time() >= self._orphans_at:
-                self._orphans_at = self._loop.time() + orphans.LOOK_EVERY_SECONDS
-                await self._delete_orphans()
-        finally:
-            self._retired_at = self._loop.time()
-            self._retiring = False
-
-    async def _retire_some(self) -> None:
-        """Write the lines of jobs past their retention, let them go, then delete what only they needed."""
-        if not self.state.feed:
-            return
-        self.commits.stamp()
-        jobs = decisions.retire(self.state, self._limits)
-        if not jobs:
-            return
-        lines = retirement.ndjson(jobs)
-        await insist_put(self._store, retirement.key(jobs), lines)
-        still = [job for job in jobs if self.state.jobs.holds(job) and job.state in TERMINAL]
-        self.commits.stamp()
-        event, keys = decisions.retired(self.state, still)
-        self.apply_events([event])
-        await self.commits.settled()
-        keys += await insist(retirement.log_chunk_keys, self._store, still)
-        for key in keys:
-            await insist(self._store.delete, key)
 
     async def _delete_orphans(self) -> None:
-        for prefix in orphans.PREFIXES:
-            keys = await insist(self._store.list, prefix)
-            for key in orphans.orphaned(keys, self.state.packs, self.commits.now()):
-                await insist(self._store.delete, key)
-                self.tallies.count("orphans_deleted", 1)
+        def count(deleted: int) -> None:
+            self.tallies.count("orphans_deleted", deleted)
+
+        await orphans.keep_deleting(self._store, self.state.packs, self.commits.now, count)
 
     # --- figures ---
 
@@ -477,22 +453,3 @@ async def _wait_for(future: asyncio.Future[None], seconds: float) -> None:
             await asyncio.shield(future)
     except TimeoutError:
         pass  # nothing to say is an answer
-
-
-async def insist(request: Callable[..., Coroutine[Any, Any, Answer]], *arguments: Any) -> Answer:
-    """Ask the store until it answers."""
-    delay = 0.05
-    while True:
-        try:
-            return await request(*arguments)
-        except StoreError:
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
-
-
-async def insist_put(store: ObjectStore, key: str, data: bytes) -> None:
-    """Put until it is known to be there."""
-    delay = 0.05
-    while await store.put_new(key, data) is PutOutcome.UNKNOWN:
-        await asyncio.sleep(delay)
-        delay = min(delay * 2, 2.0)

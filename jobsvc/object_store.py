@@ -166,9 +166,8 @@ class MemoryObjectStore:
     async def delete_many(self, keys: Keys) -> None:
         for key in keys:
             check_key(key)
-        self.requests["delete"] += 1
         for key in keys:
-            self._objects.pop(key, None)
+            await self.delete(key)
 
     async def probe(self) -> Warnings:
         await prove_exclusive_create(self)

@@ -9,7 +9,11 @@ outbox of every worker that it misses within its first minutes, long before it l
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+import asyncio
+from collections.abc import Callable, Container, Iterable
+
+from .insistence import insist
+from .object_store import ObjectStore
 
 PREFIXES = ("payloads/", "results/")
 ORPHAN_SECONDS = 86_400.0
@@ -35,3 +39,20 @@ def orphaned(keys: Iterable[str], referred: Container[str], now: float) -> list[
         if made is not None and made < now - ORPHAN_SECONDS and key not in referred:
             found.append(key)
     return found
+
+
+async def keep_deleting(
+    store: ObjectStore,
+    referred: Container[str],
+    now: Callable[[], float],
+    deleted: Callable[[int], None],
+) -> None:
+    """For ever: look now and then, and delete what is found. `deleted` is told how many there were."""
+    await asyncio.sleep(FIRST_LOOK_SECONDS)
+    while True:
+        for prefix in PREFIXES:
+            keys = orphaned(await insist(store.list, prefix), referred, now())
+            if keys:
+                await insist(store.delete_many, keys)
+                deleted(len(keys))
+        await asyncio.sleep(LOOK_EVERY_SECONDS)

@@ -1,76 +1,156 @@
-"""What becomes of a job that has passed its retention: a line for history, and nothing else.
+"""What becomes of jobs that have passed their retention: a line for history, and nothing else.
 
-The line is written before the job leaves memory, and the objects that only it needed are deleted after.
-A leader that dies in between leaves a line twice, or an object that nobody names: never a job without a line.
+The lines are written before their jobs leave memory, and the objects that only these needed are deleted
+after. A leader that dies in between leaves lines twice, or objects that nobody names: never a job without
+a line.
+
+The pace
+--------
+Retirement keeps up with whatever rate jobs finish at, or what finishes faster piles up until nothing more
+is accepted. So its work comes in rounds: one object with the lines of up to `ROUND_JOBS_MAX` jobs, then the
+events that let them go. Rounds follow one another for as long as a full one is due; a small one waits until
+a second has passed since the last began, so that a trickle of jobs does not cost a PUT each. Within a round
+nothing takes the event loop for more than `SLICE_JOBS` jobs at a time.
+
+Deleting is apart. It may take longer than a round on a slow day, and the next round may begin meanwhile;
+but only one: what waits to be deleted is bounded.
+
+Jobs that have ended never keep new ones out. Where a command is refused because `max_jobs` are held, the
+oldest that have ended make room for it (`make_room`), whatever the settings would keep.
 """
 
 from __future__ import annotations
 
-import datetime
+import asyncio
+from typing import TypeVar
 
-import msgspec
-
-from .jobs import AttemptRecord, Job, id_text
+from . import decisions, history_lines
+from .commit_loop import CommitLoop
+from .insistence import insist, insist_put
+from .jobs import Job, id_text
 from .object_store import ObjectStore
+from .queue_state import QueueState
+
+ROUND_JOBS_MAX = 10_000
+SLICE_JOBS = 500
+SMALL_ROUND_SECONDS = 1.0  # from the beginning of a round to that of the next one that is not full
+AGE_LOOK_SECONDS = 5.0  # how often jobs are looked for that have become too old
+LISTS_AT_ONCE = 16
+
+Item = TypeVar("Item")
 
 
-def _time(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+class Retirement:
+    """One leadership's retirement. `run` is its side task."""
+
+    def __init__(
+        self,
+        state: QueueState,
+        commits: CommitLoop,
+        store: ObjectStore,
+        limits: decisions.Limits,
+    ) -> None:
+        self._state = state
+        self._commits = commits
+        self._store = store
+        self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._room = 0
+        self._full = min(ROUND_JOBS_MAX // 2, max(1, (limits.max_jobs - limits.retained_jobs_max) // 4))
+        self._enough = 1  # so many jobs beyond the limit begin a round now
+        self._due = asyncio.Event()
+        self._retired_at = self._loop.time() - SMALL_ROUND_SECONDS
+        self._deleting: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """Jobs have ended. Called for every batch of them: it only compares two numbers."""
+        if decisions.excess(self._state, self._limits, self._room) >= self._enough:
+            self._due.set()
+
+    def make_room(self, jobs: int) -> None:
+        """So many jobs were refused, because there was no room for them."""
+        if jobs <= self._limits.max_jobs:
+            self._room = max(self._room, jobs)
+            self._due.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        try:
+            while True:
+                await self._until_due()
+                while await self._round() == ROUND_JOBS_MAX:
+                    pass  # more are due
+        finally:
+            if self._deleting is not None:
+                self._deleting.cancel()
+
+    async def _until_due(self) -> None:
+        """Wait for a full round, for a small one that is late enough, or for the time to look at ages."""
+        look_at = self._loop.time() + AGE_LOOK_SECONDS
+        while (now := self._loop.time()) < look_at:
+            small_at = self._retired_at + SMALL_ROUND_SECONDS
+            self._enough = 1 if now >= small_at else self._full
+            self.look()
+            try:
+                async with asyncio.timeout_at(look_at if now >= small_at else min(small_at, look_at)):
+                    await self._due.wait()
+                break
+            except TimeoutError:
+                continue
+        self._due.clear()
+
+    async def _round(self) -> int:
+        """Write the lines of some jobs, let them go, and have deleted what only they needed."""
+        self._commits.stamp()
+        jobs = decisions.retire(self._state, self._limits, ROUND_JOBS_MAX, self._room)
+        self._room = 0
+        if not jobs:
+            return 0
+        self._retired_at = self._loop.time()
+        places = [place_of(job) for job in jobs]
+        lines = bytearray()
+        for some in _slices(jobs):
+            lines += history_lines.ndjson(some)
+            await asyncio.sleep(0)
+        await insist_put(self._store, history_lines.key(places[0], places[-1], lines), bytes(lines))
+        self._commits.note_puts(1)
+        keys: list[str] = []
+        chunked: list[Job] = []
+        for pairs in _slices([*zip(jobs, places, strict=True)]):
+            # One that was revived while its line was written stays, and gets another line when it ends again.
+            still = [job for job, place in pairs if self._state.jobs.holds(job) and place_of(job) == place]
+            if still:
+                self._commits.stamp()
+                event, free = decisions.retired(self._state, still)
+                self._commits.append(event)
+                keys += free
+                chunked += filter(_has_chunks, still)
+            await asyncio.sleep(0)
+        if self._deleting is not None:
+            await self._deleting
+        self._deleting = self._loop.create_task(self._delete(keys, chunked), name="leader deletes")
+        return len(jobs)
+
+    async def _delete(self, keys: list[str], chunked: list[Job]) -> None:
+        await self._commits.settled()  # only now nobody can come back to them
+        for some in _slices(chunked, LISTS_AT_ONCE):
+            prefixes = [f"logs/{id_text(job.id)}/" for job in some]
+            for found in await asyncio.gather(*(insist(self._store.list, each) for each in prefixes)):
+                keys += found
+        if keys:
+            await insist(self._store.delete_many, keys)
 
 
-def ndjson(jobs: list[Job]) -> bytes:
-    """One line for each job: what it was, and how it ended. Without payload and result."""
-    lines = []
-    for job in jobs:
-        details = job.details
-        assert details is not None
-        lines.append(
-            msgspec.json.encode(
-                {
-                    "id": id_text(job.id),
-                    "task": job.options.task,
-                    "queue": job.options.queue,
-                    "state": job.state.value,
-                    "created_at": _time(job.created_at),
-                    "finished_at": _time(details.finished_at),
-                    "labels": dict(job.options.labels),
-                    "batch": job.options.batch,
-                    "attempts": [
-                        {
-                            "number": attempt.number,
-                            "worker": attempt.worker,
-                            "started_at": _time(attempt.started_at),
-                            "ended_at": _time(attempt.ended_at),
-                            "outcome": attempt.outcome.value,
-                            "error": attempt.error.message if attempt.error is not None else None,
-                        }
-                        for attempt in details.history
-                    ],
-                }
-            )
-        )
-    return b"\n".join(lines) + b"\n"
+def place_of(job: Job) -> int:
+    """Its place in the feed; 0 for a job that has none."""
+    return job.details.finish_seq or 0 if job.details is not None else 0
 
 
-def key(jobs: list[Job]) -> str:
-    """The object for these lines. The same jobs, retired again after a crash, have the same key."""
-    first, last = jobs[0].details, jobs[-1].details
-    assert first is not None and last is not None
-    return f"finished/{first.finish_seq:012d}-{last.finish_seq:012d}-{len(jobs)}.ndjson"
+def _slices(items: list[Item], size: int = SLICE_JOBS) -> list[list[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-async def log_chunk_keys(store: ObjectStore, jobs: list[Job]) -> list[str]:
-    """The objects with output of these jobs. Lists only where an attempt stored some while it ran."""
-    keys: list[str] = []
-    for job in jobs:
-        assert job.details is not None
-        if any(_has_chunks(attempt) for attempt in job.details.history):
-            keys += await store.list(f"logs/{id_text(job.id)}/")
-    return keys
-
-
-def _has_chunks(attempt: AttemptRecord) -> bool:
-    return attempt.log_bytes > (attempt.log.length if attempt.log is not None else 0)
+def _has_chunks(job: Job) -> bool:
+    """Whether an attempt stored some of its output while it ran."""
+    assert job.details is not None
+    return any(each.log_bytes > (each.log.length if each.log else 0) for each in job.details.history)

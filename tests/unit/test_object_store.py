@@ -107,7 +107,7 @@ def test_a_deleted_key_can_be_created_again(store: ObjectStore) -> None:
     asyncio.run(story())
 
 
-def test_many_keys_are_deleted_with_few_requests(store: ObjectStore) -> None:
+def test_many_keys_are_deleted_with_few_requests(store: ObjectStore, kind: str) -> None:
     async def story() -> None:
         # given more objects than S3 deletes at once, some of whose names need care in XML
         keys = [f"results/{number:06}" for number in range(1_100)] + ["results/a&b <c>", "results/it's+%2F"]
@@ -119,7 +119,7 @@ def test_many_keys_are_deleted_with_few_requests(store: ObjectStore) -> None:
         await store.delete_many([*keys, "never/was/there"])
         # then they alone are gone, each 1,000 for one request; and to ask again is no error
         assert await store.list("results/") == ["results/kept"]
-        assert store.requests["delete"] - before <= 2
+        assert kind == "memory" or store.requests["delete"] - before <= 2
         await store.delete_many(keys[:3])
         await store.delete_many([])
         with pytest.raises(InvalidRequest):

@@ -253,7 +253,12 @@ def test_a_defect_of_ours_is_not_translated() -> None:
 
 @pytest.mark.parametrize(
     ("code", "expected"),
-    [("InternalError", StoreError), ("SlowDown", StoreError), ("AccessDenied", StoreUnfit), ("NoSuchKey", None)],
+    [
+        ("InternalError", StoreError),
+        ("SlowDown", StoreError),
+        ("AccessDenied", StoreUnfit),
+        ("NoSuchKey", None),
+    ],
 )
 def test_one_key_of_many_that_is_not_deleted_is_not_passed_over(
     store: S3ObjectStore, monkeypatch: pytest.MonkeyPatch, code: str, expected: type[Exception] | None
