@@ -386,6 +386,16 @@ class Pulse(msgspec.Struct, array_like=True):
     mark: int = 0  # another one after jobs or queues have changed
 
 
+class PartProblem(msgspec.Struct, array_like=True):
+    """A part beside the commit path that fails; the rest goes on."""
+
+    part: str
+    text: str
+    since: float  # wall clock
+    times: int
+    next_try_seconds: float
+
+
 class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     """One manager, as it sees itself. Positions are (epoch, n) of the last record applied."""
 
@@ -408,6 +418,7 @@ class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     actor: str = ""  # its id in Ray
     pulse: Pulse | None = None
     takeover_seconds: float | None = None  # leader: how long none was heard before it led
+    problems: list[PartProblem] = []  # of parts that fail alone
 
 
 Command = Enqueue | Cancel | Retry | ChangeMatching | PatchQueue | Pull

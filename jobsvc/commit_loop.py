@@ -39,7 +39,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .commands import ManagerStatus
-from .errors import Unavailable
+from .errors import EventNotApplied, Unavailable
 from .events import Event
 from .jobs import encode
 from .journal import LogWriter, Mark
@@ -102,6 +102,7 @@ class CommitLoop:
         self._stamped = max(state.log_time, writer.mark.log_time), self._loop.time()
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
+        self._broken: EventNotApplied | None = None
         self._others_puts = 0
         self._busy_until = self._patient_until = 0.0
         self._work, self._hurry = asyncio.Event(), asyncio.Event()
@@ -135,9 +136,20 @@ class CommitLoop:
         self._state.log_time = self._batch.log_time
 
     def append(self, event: Event) -> None:
-        """Apply an event and put it into the open batch."""
+        """Apply an event and put it into the open batch.
+
+        Raises EventNotApplied: the state is not whole any more, and nothing is committed after that."""
+        if self._broken is not None:
+            raise self._broken
         self.stamp()
-        apply(self._state, event, self._batch.log_time)
+        try:
+            apply(self._state, event, self._batch.log_time)
+        except Exception as error:
+            epoch, n = self._writer.mark.next_position
+            number = n + (self._in_the_air is not None)
+            self._broken = EventNotApplied(not_applied(epoch, number, len(self._batch.events), event, error))
+            self._work.set()
+            raise self._broken from error
         self._batch.events.append(event)
         self._work.set()
 
@@ -169,6 +181,8 @@ class CommitLoop:
             except TimeoutError:
                 pass  # J5: an empty record is the heartbeat, and how a leader learns that it is fenced
             await self._gather()
+            if self._broken is not None:
+                raise self._broken
             self.stamp()
             batch, self._batch = self._batch, _Batch(self._batch.log_time)
             self._in_the_air = batch
@@ -237,3 +251,11 @@ class CommitLoop:
             except Unavailable:
                 self.standby_applied = None  # best effort: it reads from the store
             await asyncio.sleep(max(0.0, pushed_at + PUSH_INTERVAL_SECONDS - self._loop.time()))
+
+
+def not_applied(epoch: int, n: int, place: int, event: object, error: BaseException) -> str:
+    """What an operator needs to know of an event that cannot be applied."""
+    return (
+        f"record {epoch}/{n}, event {place} ({type(event).__name__}) cannot be applied by this version: "
+        f"{type(error).__name__}: {error}"
+    )

@@ -9,7 +9,8 @@
     └── Fatal               stop: this process must not go on (fenced, store unfit, data missing)
         ├── Fenced          another manager leads; leave at once, acknowledge nothing
         ├── StoreUnfit      the store cannot keep the journal's promises
-        └── DataMissing     the log goes on beyond what can be replayed: an operator must look
+        ├── DataMissing     the log goes on beyond what can be replayed: an operator must look
+        └── EventNotApplied an event that this version cannot apply: an operator must look
 
 Inside the service a "no" is a value (`Refusal`), not an exception: it crosses processes, it is an
 answer that must be durable like any other, and it must not abort the batch it came in. One table,
@@ -114,3 +115,7 @@ class StoreUnfit(Fatal):
 
 class DataMissing(Fatal):
     """Objects exist beyond the point where replay ends: something that was acknowledged is gone."""
+
+
+class EventNotApplied(Fatal):
+    """The state machine raised for an event: this version cannot follow the history any further."""

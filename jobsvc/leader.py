@@ -26,23 +26,23 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import msgspec
-
 from . import commands as c
 from . import decisions, job_views, orphans
+from .bulkheads import ENDS_ALL, Bulkheads, said
 from .commit_loop import CommitLoop, Peer
-from .errors import Refusal
+from .errors import EventNotApplied, Refusal, Unavailable
 from .events import EpochBegan, Event, JobsCancelled
-from .insistence import insist
-from .jobs import Finished, Grant, Job, JobOptions, State, WorkerOrders, WorkerReport
+from .jobs import Job, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .leader_reads import LeaderReads
+from .leasing import Leasing, grant
 from .object_store import ObjectStore
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .retirement import Retirement
 from .scaling import JobSeconds
 from .settings import Settings
+from .settling import Settling
 from .state_history import StateHistory
 from .tallies import Tallies
 from .throughput import Throughput
@@ -51,8 +51,6 @@ from .worker_registry import KnownWorker, WorkerRegistry
 TICK_SECONDS = 1.0
 HEALTH_SECONDS = 10.0
 RAN_DRY_SECONDS = 0.05
-
-_outbox_decoder = msgspec.msgpack.Decoder(list[Finished])
 
 
 class Leader:
@@ -70,15 +68,16 @@ class Leader:
         wall: Callable[[], float],
         history: StateHistory | None = None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self.name = name
         self.state = state
         self.registry = WorkerRegistry()
         self.tallies = Tallies()
+        self.bulkheads = Bulkheads(self._loop.time, wall)
         self.pool_views: dict[str, c.PoolView] = {}
         self.job_seconds: dict[str, JobSeconds] = {}
         self._store = store
         self._settings = settings
-        self._loop = asyncio.get_running_loop()
         self._limits = decisions.Limits(
             settings.max_jobs,
             settings.idempotency_seconds,
@@ -86,9 +85,16 @@ class Leader:
             min(settings.retained_jobs_max, settings.max_jobs // 2),
         )
         self.commits = CommitLoop(state, writer, settings, peer, wall)
+        self.leasing = Leasing(
+            state, self.registry, self.commits, self.tallies, self.bulkheads, self.apply_events
+        )
+        self.settling = Settling(
+            state, self.registry, self.commits, store, self.tallies, self.bulkheads, self.apply_events
+        )
         self._tick = asyncio.Event()
         self._finish_grew = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._losing: set[str] = set()
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._next_tick_at = 0.0
         self._throughput = Throughput(self._loop.time())
@@ -113,44 +119,67 @@ class Leader:
         for worker, held in self.state.leases.items():
             pool = next(iter(held.values())).options.pool
             self.registry.known(worker, pool, self._loop.time())
+        self.begin(self.commits.run(), "commit")
         for name, part in (
-            ("commit", self.commits.run),
             ("push", self.commits.push),
-            ("tick", self._ticks),
+            ("time", self._ticks),
             ("retirement", self._retirement.run),
             ("orphans", self._delete_orphans),
         ):
-            self.begin(part(), name)
+            self.begin(self.bulkheads.keep(name, part), name)
         try:
             await self._failed
         finally:
             for task in self._tasks:
                 task.cancel()
 
-    def begin(self, part: Coroutine[Any, Any, None], name: str) -> None:
-        """Start a side task whose failure ends the leadership."""
+    def begin(self, part: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a side task. What it raises ends the leadership: parts are guarded by `bulkheads`."""
         task = self._loop.create_task(part, name=f"leader {name}")
         self._tasks.add(task)
         task.add_done_callback(self._side_task_ended)
+        return task
+
+    def begin_loss(self, worker: str) -> None:
+        """A worker is gone: give back what it held, and try until that is done."""
+        if worker in self._losing:
+            return
+        self._losing.add(worker)
+
+        async def lose() -> None:
+            try:
+                await self.bulkheads.keep("loss of a worker", lambda: self.lose_worker(worker), worker)
+            finally:
+                self._losing.discard(worker)
+
+        self.begin(lose(), f"loss of {worker}")
 
     def _side_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or self._failed.done():
+        if task.cancelled():
             return
         error = task.exception()
         if error is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        if not self._failed.done():
             self._failed.set_exception(error)
 
     def apply_events(self, events: list[Event]) -> None:
         """Put decided events into the open batch, and wake who waits for what they bring."""
         finished_before = self.state.next_finish_seq
-        for event in events:
-            self.commits.append(event)
+        try:
+            for event in events:
+                self.commits.append(event)
+        except EventNotApplied as error:
+            self._end(error)
+            raise
         if self.state.next_finish_seq != finished_before:
-            self._count_finished(finished_before)
+            self.bulkheads.call("metrics", self._count_finished, finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
-            self._retirement.look()
+            self.bulkheads.call("retirement", self._retirement.look)
         due = self.state.due
         if due and due[0][0] < self._next_tick_at:
             self._tick.set()
@@ -169,26 +198,37 @@ class Leader:
         """Answer one flight. Returns when every answer is durable."""
         self.commits.note_puts(puts)
         replies: list[c.Reply] = []
-        for request in requests:
-            replies.append(self._answer(request))
-        self.serve_waiting()
+        try:
+            for request in requests:
+                replies.append(self._answer(request))
+        except EventNotApplied as error:
+            return _after_the_end(requests, len(replies), error)
+        self.leasing.serve_waiting()
         self.commits.hurry()
         await self.commits.settled()
         return replies
 
     def _answer(self, request: c.Request) -> c.Reply:
-        if isinstance(request, c.Command):
+        """A request that meets a defect is told so, and leaves no trace; the others of its flight go on."""
+        kind = type(request).__name__
+        try:
+            if not isinstance(request, c.Command):
+                return self.read(request)
             self.commits.stamp()
             decision = decisions.decide(self.state, request, self._limits)
-            self.apply_events(decision.events)
-            self.tallies.command(request, decision.answer)
-            if isinstance(request, c.Enqueue) and isinstance(decision.answer, Refusal):
-                self._make_room(request, decision.answer)
-            for event in decision.events:
-                if isinstance(event, JobsCancelled):
-                    self._wake_holders(event.ids)
-            return decision.answer
-        return self.read(request)
+        except ENDS_ALL:
+            raise
+        except Exception as error:
+            self.bulkheads.failed("request", error, kind)
+            return Refusal("internal", f"{kind} met a defect in the service: {said(error)}")
+        self.apply_events(decision.events)
+        self.bulkheads.call("metrics", self.tallies.command, request, decision.answer)
+        if isinstance(request, c.Enqueue) and isinstance(decision.answer, Refusal):
+            self.bulkheads.call("retirement", self._make_room, request, decision.answer)
+        for event in decision.events:
+            if isinstance(event, JobsCancelled):
+                self.bulkheads.call("cancelling", self._wake_holders, event.ids)
+        return decision.answer
 
     def _make_room(self, request: c.Enqueue, refusal: Refusal) -> None:
         if refusal.code == "too_many_jobs":
@@ -216,7 +256,18 @@ class Leader:
     # --- calls of workers ---
 
     async def report(self, report: WorkerReport) -> WorkerOrders:
-        """Settle what a worker finished, and give it what it may do next."""
+        """Settle what a worker finished, and give it what it may do next.
+
+        Raises Unavailable if this report meets a defect: the worker comes again with it."""
+        try:
+            return await self._report(report)
+        except ENDS_ALL:
+            raise
+        except Exception as error:
+            self.bulkheads.failed("report", error, report.worker)
+            raise Unavailable(f"this report cannot be taken: {said(error)}") from error
+
+    async def _report(self, report: WorkerReport) -> WorkerOrders:
         worker = self.registry.known(report.worker, report.pool, self._loop.time())
         if worker.session not in ("", report.session):
             await self.lose_worker(report.worker)  # an earlier life under the same name
@@ -226,36 +277,36 @@ class Leader:
         self.commits.note_puts(report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
         self.registry.opens_poll(worker, mine)
-        stale = self._settle(report)
-        orders = self._orders(worker, report)
-        self._lease(worker, report, orders)
-        if not (orders.grants or orders.drop or orders.cancel or orders.retire):
-            await _wait_for(mine, _patience_seconds(report))
-            overtaken = worker.waiting is not mine
-            orders = self._no_orders() if overtaken else self._orders(worker, report)
-        if worker.waiting is mine:
-            self.registry.closes_poll(worker)
+        try:
+            stale = self._settle(report)
+            orders = self._orders(worker, report)
+            self.leasing.serve(worker, report, orders)
+            if not (orders.grants or orders.drop or orders.cancel or orders.retire):
+                await _wait_for(mine, _patience_seconds(report))
+                overtaken = worker.waiting is not mine
+                orders = self._no_orders() if overtaken else self._orders(worker, report)
+        finally:
+            if worker.waiting is mine:
+                self.registry.closes_poll(worker)
         orders.stale = stale
         if not report.holding:
             self.commits.hurry()
         await self.commits.settled()
         if report.leaving:
-            self.begin(self.lose_worker(report.worker), f"farewell {report.worker}")
+            self.begin_loss(report.worker)
         return orders
 
     def _settle(self, report: WorkerReport) -> list[tuple[bytes, int]]:
-        if report.busy_seconds:
-            seconds = self.job_seconds.setdefault(report.pool, JobSeconds())
-            for jobs, busy in report.busy_seconds.values():
-                seconds.add(jobs, busy)
+        self.bulkheads.call("scaler", self._measure, report)
         if not report.finished:
             return []
-        self.commits.stamp()
-        settlement = decisions.settle(self.state, report.worker, report.node, report.finished)
-        self.apply_events(settlement.events)
-        self.tallies.attempts_ended(self.state.jobs, report.finished, settlement.stale)
-        self.serve_waiting(but=report.worker)
-        return settlement.stale
+        stale = self.settling.settle(report.worker, report.node, report.finished)
+        self.leasing.serve_waiting(but=report.worker)
+        return stale
+
+    def _measure(self, report: WorkerReport) -> None:
+        for jobs, busy in report.busy_seconds.values():
+            self.job_seconds.setdefault(report.pool, JobSeconds()).add(jobs, busy)
 
     def _no_orders(self) -> WorkerOrders:
         settings = self._settings
@@ -278,69 +329,12 @@ class Leader:
             if (job_id, job.attempt) not in holding:
                 missing.append(job)
         missing.sort(key=lambda job: (-job.options.priority, job.seq))  # restored leases have no order
-        self._grant(missing, orders)
+        grant(missing, orders)
         for job_id, attempt in report.holding:
             own = held.get(job_id)
             if own is None or own.attempt != attempt:
                 orders.drop.append((job_id, attempt))
         return orders
-
-    def _grant(self, jobs: list[Job], orders: WorkerOrders) -> None:
-        """Put leases into the orders; options travel once."""
-        numbers: dict[JobOptions, int] = {options: n for n, options in enumerate(orders.options)}
-        for job in jobs:
-            number = numbers.get(job.options)
-            if number is None:
-                number = numbers[job.options] = len(orders.options)
-                orders.options.append(job.options)
-            orders.grants.append(Grant(job.id, job.attempt, number, job.payload))
-
-    def _lease(self, worker: KnownWorker, report: WorkerReport, orders: WorkerOrders) -> None:
-        """Lease new jobs to a worker that asks for them."""
-        count = report.can_take - len(orders.grants)
-        if count <= 0 or worker.retiring or worker.being_lost or report.leaving:
-            return
-        self.commits.stamp()
-        leased = decisions.lease(self.state, worker.name, worker.pool, count)
-        if leased is None:
-            return
-        self.apply_events([leased])
-        self._grant(self.state.jobs.of(leased.ids), orders)
-        self._note_leased(worker, leased.ids)
-
-    def _note_leased(self, worker: KnownWorker, ids: list[bytes]) -> None:
-        """An idle worker begins with the first of them: if it dies before it says so, that job is charged."""
-        worker.can_take = 0
-        worker.idle_since = None
-        if worker.running is None:
-            worker.running = (ids[0], self.state.jobs[ids[0]].attempt)
-        self.tallies.leased(self.state.jobs.of(ids))
-
-    def serve_waiting(self, but: str = "") -> None:
-        """Lease to workers that wait, in the same record as what made the jobs ready."""
-        for pool in self.registry.polled_pools():
-            if not decisions.has_ready(self.state, pool):
-                continue  # most reports of many idle workers end here
-            workers = [worker for worker in self.registry.waiting(pool) if worker.name != but]
-            ready = self._ready_for(pool, workers)
-            for position, worker in enumerate(workers):
-                # Few jobs are spread over the idle workers instead of all going to the first.
-                share = min(worker.can_take, max(1, -(-ready // (len(workers) - position))))
-                self.commits.stamp()
-                leased = decisions.lease(self.state, worker.name, pool, share)
-                if leased is None:
-                    break
-                ready -= len(leased.ids)
-                self.apply_events([leased])
-                self._note_leased(worker, leased.ids)
-                worker.wake()
-
-    def _ready_for(self, pool: str, workers: list[KnownWorker]) -> int:
-        """How many jobs there are for these workers, counted no further than they can take.
-
-        Counted once for all of them: counting for each is quadratic in the workers."""
-        count = max((worker.can_take for worker in workers), default=0) * len(workers)
-        return sum(len(lane.heads(count)) for lane in self.state.ready_lanes(pool)) if count > 1 else count
 
     def _wake_holders(self, ids: list[bytes]) -> None:
         for job_id in ids:
@@ -355,33 +349,10 @@ class Leader:
         if worker.being_lost:
             return
         worker.being_lost = True
-        running = worker.running  # as it was: a next life under this name may report while the store is read
-        keys, finished = await self._read_outbox(name)
-        self.commits.stamp()
-        settlement = decisions.settle(self.state, name, worker.node, finished)
-        self.apply_events(settlement.events)
-        self.tallies.attempts_ended(self.state.jobs, finished, settlement.stale)
-        self.tallies.count("leases_expired", len(self.state.leases.get(name, ())))
-        self.commits.stamp()
-        self.apply_events(decisions.lose_worker(self.state, name, running))
-        if self.registry.workers.get(name) is worker:
-            self.registry.forget(name)
-        self.serve_waiting()
-        if not keys:
-            await self.commits.settled()
-            return
-        await self.commits.proved()  # a leader that was replaced knows nothing of some of these reports
-        for key in keys:
-            await insist(self._store.delete, key)
-
-    async def _read_outbox(self, name: str) -> tuple[list[str], list[Finished]]:
-        keys = await insist(self._store.list, f"outbox/{name}/")
-        finished: list[Finished] = []
-        for key in keys:
-            data = await insist(self._store.get, key)
-            if data is not None:
-                finished.extend(_outbox_decoder.decode(data))
-        return keys, finished
+        try:
+            await self.settling.lose(worker, self.leasing.serve_waiting)
+        finally:
+            worker.being_lost = False
 
     # --- time ---
 
@@ -400,6 +371,17 @@ class Leader:
             await self._on_tick()
 
     async def _on_tick(self) -> None:
+        """Each of these fails alone."""
+        parts = self.bulkheads
+        for part, work in (
+            ("history", self._sample),
+            ("delays", self._promote),
+            ("silent workers", self._look_for_silent),
+        ):
+            if parts.due(part):
+                parts.call(part, work)
+
+    def _sample(self) -> None:
         workers = self.reads.worker_states()
         self.history.sample(
             self.state,
@@ -408,15 +390,20 @@ class Leader:
             workers=sum(workers.values()),
             busy=workers.get("busy", 0),
         )
+
+    def _promote(self) -> None:
         due = decisions.next_due(self.state)
-        if due is not None and due <= self.commits.now():
-            self.commits.stamp()
-            promoted = decisions.promote_due(self.state)
-            if promoted is not None:
-                self.apply_events([promoted])
-                self.serve_waiting()
+        if due is None or due > self.commits.now():
+            return
+        self.commits.stamp()
+        promoted = decisions.promote_due(self.state)
+        if promoted is not None:
+            self.apply_events([promoted])
+            self.leasing.serve_waiting()
+
+    def _look_for_silent(self) -> None:
         for worker in self.registry.silent(self._loop.time(), self._settings.lease_seconds):
-            self.begin(self.lose_worker(worker.name), f"loss of {worker.name}")
+            self.begin_loss(worker.name)
 
     async def _delete_orphans(self) -> None:
         def count(deleted: int) -> None:
@@ -434,6 +421,14 @@ class Leader:
         if pause > HEALTH_SECONDS:
             return f"nothing was committed for {pause:.0f} seconds"
         return None
+
+
+def _after_the_end(requests: list[c.Request], place: int, error: EventNotApplied) -> list[c.Reply]:
+    """The request at this place ends this leadership. It is told so, lest it end the next one as well."""
+    lost = Refusal("unknown_outcome", "the leader ended by a defect", retry_after_seconds=1.0)
+    replies: list[c.Reply] = [lost] * len(requests)
+    replies[place] = Refusal("internal", str(error))
+    return replies
 
 
 def _patience_seconds(report: WorkerReport) -> float:

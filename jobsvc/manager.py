@@ -34,8 +34,9 @@ import msgspec
 
 from . import commands as c
 from . import queue_snapshot
-from .commit_loop import Peer
-from .errors import Fatal, Unavailable
+from .bulkheads import Bulkheads, said
+from .commit_loop import Peer, not_applied
+from .errors import EventNotApplied, Fatal, Unavailable
 from .events import decode_events
 from .jobs import NotLeader, WorkerReport, encode
 from .journal import LogReader, LogWriter, Mark, Record, StaleReader, claim, open_prefix
@@ -50,6 +51,11 @@ from .state_history import StateHistory
 STALE_CHECK_SECONDS = 5.0
 SLEPT_SECONDS = 2.0  # it looks at least once a second
 PUSHED_BYTES_MAX = 256 * 1024 * 1024
+
+ADVICE = (
+    "Nothing in the store was changed. Start the version that wrote it, or a newer one, on the same data; "
+    "please report the record's number and this text"
+)
 
 _log = logging.getLogger(__name__)
 
@@ -101,6 +107,7 @@ class Manager:
         self._log_records = 0
         self._snapshot: asyncio.Task[None] | None = None
         self._history = StateHistory()
+        self._bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
         self.warnings: list[str] = []
 
     # --- life ---
@@ -135,9 +142,12 @@ class Manager:
         self._pushed_bytes = 0
         body = await reader.restart()
         self.state = QueueState()
-        if body is not None:
-            for self.state in queue_snapshot.restore(body):
+        try:
+            for self.state in queue_snapshot.restore(body) if body is not None else ():
                 await asyncio.sleep(0)
+        except Exception as error:
+            detail = f"the snapshot before record {reader.mark.next_position} cannot be read: {said(error)}"
+            raise EventNotApplied(f"{detail}. {ADVICE}") from error
         self._log_bytes = self._log_records = 0
         del body
         await self._read_on(reader)
@@ -156,8 +166,14 @@ class Manager:
         if record.kind != "data":
             return
         self.state.log_time = record.log_time
-        for event in decode_events(record.body):
-            apply(self.state, event, record.log_time)
+        applied, event = 0, None
+        try:
+            for event in decode_events(record.body):
+                apply(self.state, event, record.log_time)
+                applied += 1
+        except Exception as error:
+            what = not_applied(*record.position, applied, event, error)
+            raise EventNotApplied(f"{what}. {ADVICE}") from error
 
     async def _follow(self, reader: LogReader) -> LogWriter:
         """Standby. Returns when a claim has been won."""
@@ -167,7 +183,8 @@ class Manager:
         self._heard_at = self._looked_at = polled_at = checked_at = loop.time()
         self._suspect = self._suspect or await self._nobody_leads()
         while True:
-            self._history.sample(self.state, self._wall())
+            if self._bulkheads.due("history"):
+                self._bulkheads.call("history", self._history.sample, self.state, self._wall())
             if self._suspect or await self._leader_is_silent():
                 writer = await self._try_takeover(reader)
                 if writer is not None:
@@ -178,7 +195,9 @@ class Manager:
             if loop.time() - checked_at > STALE_CHECK_SECONDS:
                 await reader.check_stale()
                 checked_at = loop.time()
-            await self._maybe_snapshot(reader)
+            if self._bulkheads.due("snapshot"):
+                with self._bulkheads.alone("snapshot"):
+                    await self._maybe_snapshot(reader)
             await self._wait_for_news()
 
     async def _leader_is_silent(self) -> bool:
@@ -264,7 +283,8 @@ class Manager:
         if not due or (self._snapshot is not None and not self._snapshot.done()):
             return
         if self._snapshot is not None:
-            self._snapshot.result()  # a failed one is a defect, or a store that is not fit
+            task, self._snapshot = self._snapshot, None
+            task.result()  # a failed one is a defect, or a store that is not fit
         mark = reader.mark
         pieces: list[bytes] = []
         for part in queue_snapshot.parts(self.state):
@@ -308,7 +328,7 @@ class Manager:
         self._takeover_seconds = asyncio.get_running_loop().time() - self._heard_at
         jobs, seconds = len(self.state.jobs), self._takeover_seconds
         _log.info("leads epoch %d, %d jobs; no leader was heard for %.1f s", writer.epoch, jobs, seconds)
-        self.leader.begin(self._scaler.run(), "scaler")
+        self.leader.begin(self.leader.bulkheads.keep("scaler", self._scaler.run), "scaler")
         try:
             await self.leader.run()
         except (StaleReader, StoreError) as error:
@@ -363,21 +383,23 @@ class Manager:
             self._suspect = True
             self._news.set()
 
-    def worker_gone(self, worker: str) -> None:
+    def worker_gone(self, worker: str, why: str = "") -> None:
         """A worker's process has died."""
         leader = self.leader
         if leader is not None:
-            leader.begin(leader.lose_worker(worker), f"loss of {worker}")
+            leader.begin_loss(worker)
             if self._scaler is not None:
-                self._scaler.look_now()
+                self._scaler.worker_died(worker, why)
 
     def figures(self) -> tuple[c.ManagerStatus, c.Queues | None, c.Workers | None]:
         """For metrics: this manager, and while it leads the queues and workers."""
-        if self.leader is None:
-            return self.describe(), None, None
-        queues = self.leader.read(c.GetQueues())
-        assert isinstance(queues, c.Queues)
-        return self.describe(), queues, self.leader.workers()
+        status, leader = self.describe(), self.leader
+        queues: c.Reply | None = None
+        workers: c.Workers | None = None
+        with self._bulkheads.alone("metrics"):
+            if leader is not None:
+                queues, workers = leader.read(c.GetQueues()), leader.workers()
+        return status, queues if isinstance(queues, c.Queues) else None, workers
 
     def status(self) -> bytes:
         """This manager's ManagerStatus, encoded."""
@@ -393,19 +415,38 @@ class Manager:
         if mark is not None:
             status.applied_n = mark.next_position.n - 1
             status.applied_records = mark.records
-        status.counts = {state.value: count for state, count in self.state.totals().items()}
-        status.store_requests = dict(self._store.requests)
         status.actor = self._actor
-        status.pulse = self._history.pulse(self.state) if leader is None else leader.reads.pulse()
+        for part, fill in (
+            ("status: counts", self._tell_counts),
+            ("status: leader", self._tell_leader),
+            ("status: pulse", self._tell_pulse),
+        ):
+            self._bulkheads.call(part, fill, status)
+        status.problems = self._bulkheads.problems()
         if leader is not None:
-            writer_mark = leader.commits.mark
-            status.applied_n = writer_mark.next_position.n - 1
-            status.applied_records = writer_mark.records
-            status.commit_age_seconds = asyncio.get_running_loop().time() - leader.commits.committed_at
-            status.commit_seconds = list(leader.commits.commit_seconds)
-            status.counters = leader.tallies.counts()
-            status.spreads = leader.tallies.spreads()
-            status.takeover_seconds = self._takeover_seconds
+            status.problems += leader.bulkheads.problems()
             status.problem = leader.healthy()
             status.healthy = status.problem is None
         return status
+
+    def _tell_counts(self, status: c.ManagerStatus) -> None:
+        status.store_requests = dict(self._store.requests)
+        status.counts = {state.value: count for state, count in self.state.totals().items()}
+
+    def _tell_leader(self, status: c.ManagerStatus) -> None:
+        leader = self.leader
+        if leader is None:
+            return
+        mark = leader.commits.mark
+        status.applied_n = mark.next_position.n - 1
+        status.applied_records = mark.records
+        status.commit_age_seconds = asyncio.get_running_loop().time() - leader.commits.committed_at
+        status.commit_seconds = list(leader.commits.commit_seconds)
+        status.takeover_seconds = self._takeover_seconds
+        status.counters = leader.bulkheads.counts() + self._bulkheads.counts()
+        status.counters += leader.tallies.counts()
+        status.spreads = leader.tallies.spreads()
+
+    def _tell_pulse(self, status: c.ManagerStatus) -> None:
+        leader = self.leader
+        status.pulse = self._history.pulse(self.state) if leader is None else leader.reads.pulse()

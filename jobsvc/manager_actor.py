@@ -22,13 +22,13 @@ from typing import Any
 import msgspec
 import ray
 import uuid_utils
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 from ray.util import list_named_actors
 
 from .actor_titles import keep_title, set_title
 from .autoscaler_view import AutoscalerView
 from .commands import ManagerStatus
-from .errors import DataMissing, Fatal, StoreUnfit, Unavailable
+from .errors import DataMissing, EventNotApplied, Fatal, StoreUnfit, Unavailable
 from .jobs import encode
 from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
@@ -45,9 +45,7 @@ REWATCH_SECONDS = 0.3
 RESTART_PAUSE_SECONDS = 0.3
 DEFECT_PAUSE_SECONDS = 3.0
 UNFIT_PAUSE_SECONDS = 20.0
-EARLY_DEATH_SECONDS = 8.0
-AT_ONCE_SECONDS = 1.0  # deaths so close to each other are one accident: a machine that went, say
-START_PAUSE_SECONDS_MAX = 60.0
+NEVER_LIVES = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError, Unavailable)
 MANAGER_RESOURCE = "jobsvc_manager"
 MACHINE_LABEL = "machine-type"  # of each type in the cluster file: its own name
 WORKER_PREFIX = "worker-"
@@ -116,33 +114,24 @@ class PeerActor:
 class WorkerFleet:
     """The worker actors of this service."""
 
-    def __init__(self, settings_text: str, on_death: Callable[[str], None]) -> None:
+    def __init__(self, settings_text: str, on_death: Callable[[str, str], None]) -> None:
         self._settings_text = settings_text
         self._settings = decode_settings(settings_text)
         self._namespace = self._settings.service
         self._on_death = on_death
         self._autoscaler = AutoscalerView()
         self._watched: dict[str, asyncio.Task[None]] = {}
-        self._started_at: dict[str, float] = {}
-        self._early_deaths = 0
-        self._early_death_at = float("-inf")
-        self._no_start_before = 0.0
 
     async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
         from .worker_actor import WorkerActor
 
-        now = asyncio.get_running_loop().time()
-        if now < self._no_start_before:
-            raise Unavailable("workers die as soon as they start; waiting before the next one")
         actor: Any = ray.remote(WorkerActor)
         options = worker_options(self._settings.pools[pool], name, self._namespace, not_on)
         await asyncio.to_thread(actor.options(**options).remote, name, pool, self._settings_text)
-        self._started_at[name] = now
         self._watch(name)
         _log.info("a worker is started", extra={"worker": name})
 
     async def end(self, name: str) -> None:
-        self._started_at.pop(name, None)  # its death says nothing about the next ones
         try:
             handle = await actor_handle(name, self._namespace)
         except Unavailable:
@@ -178,27 +167,19 @@ class WorkerFleet:
             try:
                 handle = await actor_handle(name, self._namespace)
                 await handle.sentinel.remote()
-            except (ActorDiedError, Unavailable):
-                self._hold_back_after(name)
-                self._on_death(name)
+            except NEVER_LIVES as error:
+                self._on_death(name, reason_of(error))
                 return
             except RayError:
                 await asyncio.sleep(REWATCH_SECONDS)
 
-    def _hold_back_after(self, name: str) -> None:
-        """Workers that cannot even start (a broken environment) must not be started again and again."""
-        now = asyncio.get_running_loop().time()
-        if now - self._started_at.pop(name, float("-inf")) > EARLY_DEATH_SECONDS:
-            self._early_deaths = 0
-            return
-        if now - self._early_death_at < AT_ONCE_SECONDS:
-            return
-        self._early_death_at = now  # of the first: a row of quick deaths is not one long accident
-        self._early_deaths += 1
-        if self._early_deaths > 1:  # one may be an accident
-            pause = min(2.0**self._early_deaths, START_PAUSE_SECONDS_MAX)
-            self._no_start_before = now + pause
-            _log.error("workers died as they started, %d times; pausing %g s", self._early_deaths, pause)
+
+def reason_of(error: Exception) -> str:
+    """Why a worker died, if Ray knows more than that it did."""
+    if isinstance(error, Unavailable):
+        return ""
+    text = " ".join(str(error).split())
+    return text.partition("error_message=")[2] or text
 
 
 def pool_of_worker(name: str) -> str:
@@ -281,8 +262,8 @@ class ManagerActor:
     def _title(self) -> str:
         return f"{self._name} {self._manager.role}"
 
-    def _worker_died(self, name: str) -> None:
-        self._manager.worker_gone(name)
+    def _worker_died(self, name: str, why: str) -> None:
+        self._manager.worker_gone(name, why)
 
     def _peer_died(self) -> None:
         self._manager.suspect_leader()
@@ -291,7 +272,7 @@ class ManagerActor:
         pause = RESTART_PAUSE_SECONDS
         try:
             await self._manager.run()
-        except (StoreUnfit, DataMissing) as error:
+        except (StoreUnfit, DataMissing, EventNotApplied) as error:
             # Starting again does not help: an operator must look. The status says why for a while.
             _log.error("this manager cannot work: %s", error)
             self._problem = str(error)

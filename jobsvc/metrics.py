@@ -64,6 +64,7 @@ HELP = {
     "jobsvc_stale_results_total": "Reports refused because the lease was not the worker's any more.",
     "jobsvc_idempotent_replays_total": "Commands answered again under their idempotency key.",
     "jobsvc_refused_total": "Commands that the leader refused, by reason.",
+    "jobsvc_part_failures_total": "Failures of parts that fail alone, by part; the leader goes on leading.",
     "jobsvc_orphans_deleted_total": "Objects deleted in this leadership that no job needed.",
     "jobsvc_queue_wait_seconds": "From a job's acceptance, or its time, to its first lease.",
     "jobsvc_attempt_duration_seconds": "How long attempts ran.",

@@ -6,6 +6,9 @@ are asked to leave, those on the node with the fewest workers first, so that who
 worker that the fleet does not know is lost, whoever started it; a worker that was asked to leave and does
 not is ended.
 
+A pool is a bulkhead. Each is looked at in a task of its own: one whose workers cannot be started, or whose
+start hangs, says so in its state and holds up no other. Its `StartBrake` makes the tries ever more seldom.
+
 Where the cloud refuses machines of a type, Ray's autoscaler goes on asking for that type. So workers that
 wait are started anew, to be placed anywhere but on the types that were refused lately. When no other type has
 their shape, the autoscaler says that they are impossible, and they may be placed anywhere again.
@@ -17,17 +20,20 @@ import asyncio
 from typing import Protocol
 
 from . import commands as c
+from .bulkheads import ENDS_ALL, said
 from .errors import Unavailable
 from .jobs import State
 from .leader import Leader
 from .scaling import REFUSAL_SECONDS, Machines, outlook, shape_of, wanted_workers
 from .settings import PoolSettings, Settings
+from .start_brake import StartBrake
 from .worker_registry import KnownWorker
 
 LOOK_SECONDS = 1.0
 STARTS_MAX = 8  # of one pool in one look
 PATIENCE_SECONDS = 3.0  # a worker on a machine that is there has started by then, mostly
 MACHINES_EVERY_SECONDS = 3.0
+PART, POOL_PART, START_PART = "scaler", "pool", "start of workers"
 MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
 
 
@@ -54,11 +60,14 @@ class PoolScaler:
 
     def __init__(self, leader: Leader, fleet: Fleet, settings: Settings) -> None:
         self._leader = leader
+        self._bulkheads = leader.bulkheads
         self._fleet = fleet
         self._settings = settings
         self._started = 0
         self._missing: dict[str, int] = {}
         self._look_now = asyncio.Event()
+        self._levelling: dict[str, asyncio.Task[None]] = {}
+        self._brakes = {pool: StartBrake() for pool in settings.pools}
         self._starting_since: dict[str, float] = {}
         self._machines: Machines | None = None
         self._machines_at = float("-inf")
@@ -69,14 +78,34 @@ class PoolScaler:
         """Something has changed: do not wait for the second to end."""
         self._look_now.set()
 
+    def worker_died(self, worker: str, why: str) -> None:
+        """Its process was seen to die."""
+        self._note_death(worker, why)
+        self.look_now()
+
+    def _note_death(self, worker: str, why: str) -> None:
+        for brake in self._brakes.values():
+            brake.died(worker, why, self._now())
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
     async def run(self) -> None:
+        """Look for ever. It is level-triggered: after a look that failed the next one sees the same."""
         while True:
+            pause = LOOK_SECONDS
             try:
                 await self._look()
-            except Unavailable:
-                pass  # level-triggered: the next look sees the same
+            except ENDS_ALL:
+                raise
+            except Unavailable as error:  # Ray is busy or its head is away: no defect of this part
+                self._bulkheads.failed(PART, error)
+            except Exception as error:
+                pause = self._bulkheads.failed(PART, error)
+            else:
+                self._bulkheads.worked(PART)
             try:
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(pause):
                     await self._look_now.wait()
             except TimeoutError:
                 pass
@@ -86,8 +115,40 @@ class PoolScaler:
         names = await self._fleet.names()
         self._notice_missing(names)
         await self._end_lost(names)
-        for pool, pool_settings in self._settings.pools.items():
-            await self._level(pool, pool_settings, [name for name, its in names.items() if its == pool])
+        levelling = [
+            self._level_alone(pool, [name for name, its in names.items() if its == pool])
+            for pool in self._settings.pools
+            if pool not in self._levelling and self._bulkheads.due(POOL_PART, pool)
+        ]
+        if levelling:
+            await asyncio.wait(levelling, timeout=LOOK_SECONDS)  # one that hangs holds up no other
+
+    def _level_alone(self, pool: str, names: list[str]) -> asyncio.Task[None]:
+        """Whatever a pool raises costs this pool, and shows in its state."""
+
+        async def level() -> None:
+            try:
+                await self._level(pool, self._settings.pools[pool], names)
+            except ENDS_ALL:
+                raise
+            except Exception as error:
+                self._bulkheads.failed(POOL_PART, error, pool)
+                self._show_failed(pool, len(names), error)
+            else:
+                self._bulkheads.worked(POOL_PART, pool)
+            finally:
+                del self._levelling[pool]
+
+        task = self._levelling[pool] = self._leader.begin(level(), f"pool {pool}")
+        return task
+
+    def _show_failed(self, pool: str, observed: int, error: Exception) -> None:
+        settings, before = self._settings.pools[pool], self._leader.pool_views.get(pool)
+        wanted = before.wanted if before is not None else settings.min_workers
+        text = f"a defect in its scaling: {said(error)}"
+        self._leader.pool_views[pool] = c.PoolView(
+            pool, wanted, observed, settings.min_workers, settings.max_workers, text
+        )
 
     def _notice_missing(self, names: dict[str, str]) -> None:
         leader = self._leader
@@ -95,10 +156,13 @@ class PoolScaler:
         missing += [
             name for name in leader.state.leases if name not in names and name not in leader.registry.workers
         ]
-        self._missing = {name: self._missing.get(name, 0) + 1 for name in missing}
+        young = [name for brake in self._brakes.values() for name in brake.young if name not in names]
+        self._missing = {name: self._missing.get(name, 0) + 1 for name in (*missing, *young)}
         for name, looks in self._missing.items():
             if looks == MISSING_LOOKS:
-                leader.begin(leader.lose_worker(name), f"loss of {name}")
+                self._note_death(name, "")
+                if name in missing:
+                    leader.begin_loss(name)
 
     async def _end_lost(self, names: dict[str, str]) -> None:
         """What the leader has given up is not there, whatever the fleet says: its machine may be gone.
@@ -108,8 +172,13 @@ class PoolScaler:
         lost = self._leader.registry.lost
         lost &= names.keys()
         for name in sorted(lost):
-            await self._fleet.end(name)
+            await self._end(name)
             names.pop(name)
+
+    async def _end(self, name: str) -> None:
+        for brake in self._brakes.values():
+            brake.ended(name)
+        await self._fleet.end(name)
 
     async def _level(self, pool: str, pool_settings: PoolSettings, names: list[str]) -> None:
         leader = self._leader
@@ -127,27 +196,50 @@ class PoolScaler:
         waiting = await self._waiting(pool, pool_settings, len(starting))
         if waiting is not None and self._choose_types(pool, pool_settings):
             for name in starting:
-                await self._fleet.end(name)  # the next look starts others in their place
+                await self._end(name)  # the next look starts others in their place
         leader.pool_views[pool] = c.PoolView(
             pool, wanted, len(staying), pool_settings.min_workers, pool_settings.max_workers, waiting
         )
-        for _ in range(min(wanted - len(staying), STARTS_MAX)):
-            self._started += 1
-            name = f"worker-{pool}-{leader.state.epoch}.{self._started}"
-            await self._fleet.start(pool, name, self._not_on.get(pool, frozenset()))
+        await self._start(pool, min(wanted - len(staying), STARTS_MAX))
         if len(staying) > wanted:
             self._retire_idle(
                 pool_settings, [workers[n] for n in staying if n in workers], len(staying) - wanted
             )
         await self._end_stuck(pool_settings, [workers[n] for n in names if n in workers])
 
+    async def _start(self, pool: str, count: int) -> None:
+        """A start that is refused (Ray does not take the pool's settings, say) is tried again ever later."""
+        brake = self._brakes[pool]
+        brake.looked(self._now())
+        for _ in range(count):
+            if not brake.may_start(self._now()):
+                return
+            self._started += 1
+            name = f"worker-{pool}-{self._leader.state.epoch}.{self._started}"
+            try:
+                await self._fleet.start(pool, name, self._not_on.get(pool, frozenset()))
+            except ENDS_ALL:
+                raise
+            except Exception as error:
+                brake.refused(said(error), self._now())
+                self._bulkheads.failed(START_PART, error, pool)
+                return
+            brake.started(name, self._now())
+            self._bulkheads.worked(START_PART, pool)
+
+    def _held_back(self, pool: str) -> str | None:
+        """Why no worker of a pool is started now, or was not when it was last tried, in words."""
+        return self._brakes[pool].problem(self._now(), self._leader.commits.now())
+
     async def _waiting(self, pool: str, pool_settings: PoolSettings, starting: int) -> str | None:
         """What a pool's missing workers wait for, in words."""
         now = asyncio.get_running_loop().time()
+        held_back = self._held_back(pool)
         if not starting:
             self._starting_since.pop(pool, None)
-            return None
-        text = f"{starting} worker{'s' if starting > 1 else ''} to start"
+            return held_back
+        text = f"{held_back}; " if held_back else ""
+        text += f"{starting} worker{'s' if starting > 1 else ''} to start"
         if now - self._starting_since.setdefault(pool, now) < PATIENCE_SECONDS:
             return text  # they have a machine, and will be there in a moment
         if now - self._machines_at > MACHINES_EVERY_SECONDS:
@@ -196,10 +288,11 @@ class PoolScaler:
         idle.sort(key=lambda worker: (on_node[worker.node], worker.node, worker.name))
         for worker in idle[:excess]:
             worker.retiring = True
+            self._brakes[worker.pool].ended(worker.name)
             worker.wake()
 
     async def _end_stuck(self, pool: PoolSettings, workers: list[KnownWorker]) -> None:
         now = asyncio.get_running_loop().time()
         for worker in workers:
             if worker.retiring and now - worker.seen_at > self._settings.lease_seconds:
-                await self._fleet.end(worker.name)
+                await self._end(worker.name)

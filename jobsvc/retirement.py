@@ -126,8 +126,9 @@ class Retirement:
                 keys += free
                 chunked += filter(_has_chunks, still)
             await asyncio.sleep(0)
-        if self._deleting is not None:
-            await self._deleting
+        deleting, self._deleting = self._deleting, None
+        if deleting is not None:
+            await deleting
         self._deleting = self._loop.create_task(self._delete(keys, chunked), name="leader deletes")
         return len(jobs)
 

@@ -85,8 +85,8 @@ def outlook(machines: Machines, shape: dict[str, float], now: float) -> str | No
     count = sum(request.count for request in machines.requested) + machines.starting
     parts = []
     if count:
-        since = min((request.at for request in machines.requested), default=None)
-        parts.append(f"waiting for {count} machine{'s' if count > 1 else ''}{_since(since)}")
+        asked_at = min((request.at for request in machines.requested), default=None)
+        parts.append(f"waiting for {count} machine{'s' if count > 1 else ''}{since(asked_at)}")
     refused = [request for request in machines.refused if now - request.at < RECENT_SECONDS]
     if refused:
         latest = max(refused, key=lambda request: request.at)
@@ -94,7 +94,8 @@ def outlook(machines: Machines, shape: dict[str, float], now: float) -> str | No
     return "; ".join(parts) or None
 
 
-def _since(at: float | None) -> str:
+def since(at: float | None) -> str:
+    """For the end of a text; empty if it is not known since when."""
     if at is None:
         return ""
     return f" since {datetime.datetime.fromtimestamp(at, datetime.UTC):%H:%M:%S} UTC"

@@ -30,10 +30,10 @@ MODULE_LINES_MAX = 500
 LAYERS = {
     0: "errors settings_bounds settings jobs commands events",
     1: """segments ready_lanes interned_options pack_references failure_groups queue_state selections
-          decisions queue_snapshot job_views state_history scaling""",
+          decisions queue_snapshot job_views state_history scaling start_brake""",
     2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
-    3: """tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
-          leader_reads leader pool_scaler manager
+    3: """bulkheads tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
+          leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker
           simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks

@@ -1,0 +1,138 @@
+"""A pool whose workers cannot live costs itself, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from jobsvc import commands as c
+from jobsvc.jobs import State
+from jobsvc.scaling import Machines
+from jobsvc.settings import PoolSettings
+
+from .manager_world import FakeFleet, Pair, done, run, until
+
+POOLS = {
+    "bad": PoolSettings(min_workers=1, max_workers=3),
+    "default": PoolSettings(min_workers=1, max_workers=3, target_drain_seconds=1.0),
+    "also": PoolSettings(min_workers=1, max_workers=1),
+}
+
+
+class BadPool(FakeFleet):
+    """Pool `bad` does what the story says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.tries: list[float] = []
+
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
+        if pool == "bad" and self.how != "heals":
+            self.tries.append(asyncio.get_running_loop().time())
+            if self.how == "raises":
+                raise ValueError("working_dir must be a URI")
+            if self.how == "hangs":
+                await asyncio.sleep(1000.0)
+        await super().start(pool, name, not_on)
+
+    async def end(self, name: str) -> None:
+        if self.how == "cannot end":
+            raise RuntimeError("ray.kill failed")
+        await super().end(name)
+
+    async def names(self) -> dict[str, str]:
+        if self.how == "no list":
+            raise KeyError("namespace")
+        if self.how == "dies":
+            self.there = {name: pool for name, pool in self.there.items() if pool != "bad"}
+        return await super().names()
+
+    async def machines(self) -> Machines | None:
+        if self.how == "no machines":
+            raise OSError("GCS")
+        return await super().machines()
+
+
+def epoch(pair: Pair) -> int:
+    return pair.managers["manager-a"].state.epoch
+
+
+async def work_off(pair: Pair, count: int) -> None:
+    """Jobs of the default pool run on the workers that were started for it."""
+    a = pair.managers["manager-a"]
+    ids = await pair.enqueue(a, *range(1, count + 1))
+    while any(a.state.jobs[each].state is not State.SUCCEEDED for each in ids):
+        for name in [name for name, pool in pair.fleet.there.items() if pool == "default"]:
+            orders = await pair.report(a, name, can_take=5)
+            await pair.report(a, name, finished=[done(grant) for grant in orders.grants])
+        await asyncio.sleep(0.5)
+
+
+@pytest.mark.parametrize("how", ["raises", "hangs", "dies", "no machines"])
+def test_a_pool_that_cannot_be_served_slows_no_other(how: str) -> None:
+    async def story(pair: Pair) -> None:
+        pair.fleet = BadPool(how)
+        a, _ = await pair.leader_and_standby()
+        began = asyncio.get_running_loop().time()
+        await until(lambda: {"default", "also"} <= set(pair.fleet.there.values()))
+        assert asyncio.get_running_loop().time() - began < 2.0
+        await asyncio.wait_for(work_off(pair, 30), 10.0)
+        await asyncio.sleep(100.0)
+        assert epoch(pair) == 1 and a.role == "leader"
+
+    run(story, pools=POOLS)
+
+
+def test_a_start_that_raises_is_named_counted_and_tried_again_ever_later_until_it_works() -> None:
+    async def story(pair: Pair) -> None:
+        fleet = pair.fleet = BadPool("raises")
+        a, _ = await pair.leader_and_standby()
+        await until(lambda: len(fleet.tries) == 5)
+        # then the pauses grow
+        pauses = [later - earlier for earlier, later in zip(fleet.tries, fleet.tries[1:], strict=False)]
+        assert pauses == sorted(pauses) and pauses[0] >= 2.0 and pauses[-1] >= 16.0, pauses
+        # and pool, jobs, status and metrics say so
+        status = pair.status(a)
+        assert status.pulse is not None and status.healthy
+        said = {view.name: view.waiting for view in status.pulse.pools}
+        assert said["default"] is None or "to start" in said["default"]
+        assert said["bad"] is not None
+        assert said["bad"].startswith("workers cannot be started since 13:46:")
+        assert "ValueError: working_dir must be a URI; the next try is in" in said["bad"]
+        [problem] = [each for each in status.problems if each.part == "start of workers bad"]
+        assert problem.times == 5 and "working_dir" in problem.text
+        [count] = [each for each in status.counters if each.name == "part_failures"]
+        assert count.labels == {"part": "start of workers"} and count.value == 5
+        # and it is forgotten when a worker lives
+        fleet.how = "heals"
+        await until(lambda: "bad" in fleet.there.values(), 100.0)
+        await asyncio.sleep(12.0)
+        assert pair.status(a).problems == []
+        assert "cannot" not in str({view.name: view.waiting for view in pair.status(a).pulse.pools})  # type: ignore[union-attr]
+
+    run(story, pools=POOLS)
+
+
+@pytest.mark.parametrize("how", ["no list", "cannot end"])
+def test_a_fleet_that_raises_does_not_end_the_leadership(how: str) -> None:
+    async def story(pair: Pair) -> None:
+        fleet = pair.fleet = BadPool("")
+        a, _ = await pair.leader_and_standby()
+        await until(lambda: len(fleet.there) == 3)
+        fleet.how = how
+        # given workers that must be ended, and jobs
+        for name in list(fleet.there):
+            await pair.report(a, name)
+        await asyncio.wait_for(work_off(pair, 5), 10.0)
+        await asyncio.sleep(120.0)
+        assert epoch(pair) == 1 and a.role == "leader"
+        assert [each.part for each in pair.status(a).problems]
+        [answer] = await pair.ask(a, c.GetWorkers())
+        assert isinstance(answer, c.Workers)
+        # then all is well when the fleet is
+        fleet.how = ""
+        await until(lambda: {"bad", "default", "also"} <= set(fleet.there.values()), 100.0)
+
+    run(story, pools=POOLS, lease_seconds=6.0, heartbeat_seconds=1.0)
