@@ -12,7 +12,7 @@ The modules, from the bottom up; a module imports from its own layer and from th
                 attempts prefetch call_pace worker_objects payload_fetch job_frames worker simulated_runner
                 tasks flights payload_packs feed_watch gateway
     rims        Ray: leader_links manager_actor worker_actor manager_status actor_titles ray_head serve_proxy
-                processes: job_runner job_process job_child job_output process_tree service_processes
+                processes: job_* process_tree service_processes
                 HTTP: http_* metrics access logs   the user's side: client* discovery project_tasks ports
     entry       serve_app service demo doctor cli*
 """

@@ -52,6 +52,7 @@ class Setup(msgspec.Struct, array_like=True):
     allow_code: bool
     result_bytes_max: int
     error_bytes_max: int
+    kill_grace_seconds: float
     mark_token: bytes
 
 

@@ -34,8 +34,10 @@ from typing import Any, TextIO
 import msgspec
 from setproctitle import setproctitle
 
+from .job_children import JobChildren
 from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Setup, frame, mark
 from .jobs import ErrorInfo, id_text
+from .process_tree import become_subreaper
 from .tasks import CODE_REFUSED, Registry, TasksNotLoaded, builtin_registry
 
 _PR_SET_PDEATHSIG = 1
@@ -115,8 +117,10 @@ class JobProcess:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._in_job = False
         self._stdout, self._stderr = _open_text(_STDOUT), _open_text(_STDERR)
+        self._flush_c = ctypes.CDLL(None).fflush
         self._not_loaded: list[str] = []
         self._registry = Registry()
+        self._is_fork = False
         os.register_at_fork(after_in_child=self._forget_pipes)
 
     # --- life ---
@@ -127,6 +131,7 @@ class JobProcess:
         sys.path[:] = setup.sys_path
         self._setup = setup
         self._load(setup)
+        self._children = JobChildren(setup.kill_grace_seconds)
         self._restore()
         self._end_output(READY)
         self._write(EndFrame(READY, 0.0, 0.0, 0.0, True))
@@ -167,9 +172,14 @@ class JobProcess:
         os._exit(_KILLED_EXIT_CODE)
 
     def _forget_pipes(self) -> None:
-        """In a process that a task forked: it must not be able to take jobs or to write results."""
-        for fd in (self._jobs.fileno(), self._results_fd):
-            os.close(fd)
+        """In a process that a task forked: it must not be able to take jobs or to write results.
+
+        Once: in a fork of that one, the same numbers may be files of its own.
+        """
+        if not self._is_fork:
+            self._is_fork = True
+            self._jobs.close()
+            os.close(self._results_fd)
 
     # --- one job ---
 
@@ -186,12 +196,15 @@ class JobProcess:
         content, data, error = self._outcome(job)
         seconds = time.perf_counter() - started
         if os.getpid() != self._pid:
-            os._exit(0)  # the task forked and the other half came back here
+            self._leave_fork()
+        leaves = self._children.any() and self._children.end()
         self._restore()
         marked = self._end_output(job.number)
         self._write(
             EndFrame(job.number, started_at, started_at + seconds, seconds, marked, content, data, error)
         )
+        if leaves:
+            self._leave()
 
     def _outcome(self, job: JobFrame) -> tuple[str, bytes, ErrorInfo | None]:
         try:
@@ -244,6 +257,20 @@ class JobProcess:
                     each.cancel()
                 loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
+    def _leave(self) -> None:
+        """End this process between two jobs; the worker starts the next one, and sends it what did not start.
+
+        What has left children may have left in its modules who talks to them, a pool for one.
+        """
+        self._board.clear()
+        os._exit(0)
+
+    def _leave_fork(self) -> None:
+        """The task forked, and the other half came back here."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
     def _leave_killed(self) -> None:
         try:
             self._restore()
@@ -262,6 +289,7 @@ class JobProcess:
             sys.stderr = self._stderr = _own(self._stderr, sys.stderr, _STDERR)
         self._stdout.flush()
         self._stderr.flush()
+        self._flush_c(None)  # all that `printf` and the like have kept back
         if signal.getsignal(signal.SIGTERM) != self._on_term:
             signal.signal(signal.SIGTERM, self._on_term)
 
@@ -343,12 +371,18 @@ def _die_with(parent_pid: int, libc: ctypes.CDLL) -> None:
 
 
 def _start_guard(control_fd: int, other_fds: list[int], libc: ctypes.CDLL) -> None:
-    """Fork the guard: it kills this process group when the worker's end of the control pipe closes."""
+    """Fork the guard: it kills this process group when the worker's end of the control pipe closes.
+
+    It is forked twice, so that it is a child of the worker: all children of this process are a job's.
+    """
     group = os.getpid()
-    if os.fork() != 0:
+    if (between := os.fork()) != 0:
         os.close(control_fd)
+        os.waitpid(between, 0)
         return
     try:
+        if os.fork() != 0:
+            os._exit(0)
         os.setpgid(0, 0)
         for fd in other_fds:
             os.close(fd)
@@ -377,6 +411,7 @@ def main(arguments: list[str]) -> None:
     libc = ctypes.CDLL(None)
     _die_with(parent_pid, libc)
     _start_guard(control_fd, [0, 1, 2, jobs_fd, results_fd, board_fd], libc)
+    become_subreaper()
     os.nice(_JOB_NICENESS)
     for fd in (jobs_fd, results_fd):
         os.set_inheritable(fd, False)

@@ -159,7 +159,7 @@ class ProcessRunner:
             self._look_task.cancel()
         for child in filter(None, (self._child, self._dying)):
             child.tree.signal_all(signal.SIGKILL)
-            if child is self._child:
+            if child is self._child and not child.exited.is_set():  # else its burial is on its way
                 await self._bury(child)
         if self._burials:
             await asyncio.wait(self._burials)
@@ -175,6 +175,7 @@ class ProcessRunner:
             settings.allow_code,
             settings.result_bytes_max,
             settings.error_bytes_max,
+            settings.kill_grace_seconds,
             secrets.token_bytes(MARK_TOKEN_BYTES),
         )
         environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
@@ -327,7 +328,7 @@ class ProcessRunner:
             grace = self._settings.kill_grace_seconds
             self._kill_number(_Kill(number, Outcome.TIMED_OUT, error, grace))
             return LOOK_SECONDS
-        if self._memory_max is not None and (used := child.tree.resident_bytes()) > self._memory_max:
+        if self._memory_max is not None and (used := child.tree.outgrows(self._memory_max)):
             error = ErrorInfo(
                 "OutOfMemory",
                 f"the job's processes used {used} bytes of memory, more than the {self._memory_max} allowed",

@@ -1,10 +1,11 @@
 """The processes that a job started: finding them, weighing them, ending them.
 
-A job's processes are the job process, all its descendants, and those that left the tree: the worker is
-their subreaper, so an orphan becomes its child. It is known by its session, or by the token of its job
-process: whoever that started has it in the environment, whoever it forked maps the board, whose name ends
-in the token. A process that did all of it, changed its session, cleared its environment, ran another program
-and left its parent, cannot be told from one that was never ours.
+A job's processes are the job process and all its descendants: it is a subreaper, so orphans among them
+become its children. Those that outlive it become the worker's, which is one too. There they are known by
+their session, or by the token of their job process: whoever that started has it in the environment, whoever
+it forked maps the board, whose name ends in the token. A process that did all of it, changed its session,
+cleared its environment, ran another program, and outlived a job process that died in between two looks,
+cannot be told from one that was never ours.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import ctypes
 import os
 import signal
 from pathlib import Path
-
-import psutil
 
 TOKEN_VARIABLE = "JOBSVC_JOB_PROCESS"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -36,12 +35,22 @@ def children_of(pid: int) -> list[int]:
     except FileNotFoundError:
         if os.path.exists("/proc/self/task") and os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
             return found  # the process is gone
-        try:
-            return [each.pid for each in psutil.Process(pid).children()]
-        except psutil.NoSuchProcess:
-            return found
+        return _children_by_parent(pid)
     except ProcessLookupError:
         pass
+    return found
+
+
+def _children_by_parent(pid: int) -> list[int]:
+    """For kernels that do not list children: of all processes, those with this parent."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1]
+        except (OSError, IndexError):
+            continue  # it has ended
+        if int(parent) == pid:
+            found.append(int(name))
     return found
 
 
@@ -70,16 +79,25 @@ class ProcessTree:
             found += descendants_of(each)
         return found
 
-    def resident_bytes(self) -> int:
-        return sum(map(_resident_bytes, [self._pid, *self.members()]))
+    def outgrows(self, bytes_max: int) -> int | None:
+        """The bytes of memory that they use together, if that is more than this. Shared pages count once.
+
+        To tell shared pages apart is dear, so that is done only where it decides.
+        """
+        pids = [self._pid, *self.members()]
+        if sum(map(_resident_bytes, pids)) <= bytes_max:
+            return None
+        used = sum(map(_proportional_bytes, pids))
+        return used if used > bytes_max else None
 
     def signal_all(self, number: signal.Signals) -> None:
         """To the whole group at once, then to each one that may have left it."""
+        members = self.members()  # while their parents are there to tell
         try:
             os.killpg(self._pid, number)
         except ProcessLookupError:
             pass  # the group is empty
-        for each in self.members():
+        for each in {*members, *self.members()}:
             try:
                 if os.getpgid(each) != self._pid:
                     os.kill(each, number)
@@ -115,6 +133,17 @@ def _resident_bytes(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError):
         return 0  # it has ended
+
+
+def _proportional_bytes(pid: int) -> int:
+    """As `_resident_bytes`, but of a page that n processes share it counts the nth part."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, IndexError):
+        pass  # it has ended, or this kernel does not tell
+    return _resident_bytes(pid)
 
 
 def _is_zombie(pid: int) -> bool:

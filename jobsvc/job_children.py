@@ -1,0 +1,78 @@
+"""What a job has started ends with it: the job process's side of `process_tree`.
+
+The job process is a subreaper, so whatever a job started is its descendant for as long as it runs, also
+after a change of session and the death of what was in between. One system call tells whether there is any.
+
+What is left when the task has returned gets SIGTERM, the time of a kill to end in, and SIGKILL. Only then
+does the job end: what it said until then is the job's, and none of it is there for the next one. What the
+tasks' modules started as they were imported is nobody's leftover: it stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+
+from .process_tree import children_of, descendants_of
+
+_P_ALL = 0
+_ANY_CHILD = os.WNOHANG | os.WEXITED | os.WNOWAIT | 0x4000_0000  # __WALL: of every kind; none is buried
+_LOOK_SECONDS = 0.002
+_AFTER_KILL_SECONDS_MAX = 1.0  # then the process ends, and the worker goes on killing
+
+
+class JobChildren:
+    """The processes that jobs of this process have started. Made when its tasks are loaded."""
+
+    def __init__(self, grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self._pid = os.getpid()
+        self._waitid = ctypes.CDLL(None).waitid
+        self._kept = set(children_of(self._pid))
+        self._clock, self._sleep = time.monotonic, time.sleep  # a job may replace those of the module
+
+    def any(self) -> bool:
+        if self._kept:
+            return not self._kept.issuperset(children_of(self._pid))
+        return bool(self._waitid(_P_ALL, 0, None, _ANY_CHILD) == 0)
+
+    def end(self) -> bool:
+        """End all that is left. True if something of it still ran."""
+        left = self._living()
+        if not left:
+            return False
+        asked: set[int] = set()
+        kill_at = self._clock() + self._grace_seconds
+        while left and self._clock() < kill_at + _AFTER_KILL_SECONDS_MAX:
+            number = signal.SIGTERM if self._clock() < kill_at else signal.SIGKILL
+            for pid in left if number is signal.SIGKILL else left - asked:
+                _signal(pid, number)
+            asked |= left
+            self._sleep(_LOOK_SECONDS)
+            left = self._living()
+        return True
+
+    def _living(self) -> set[int]:
+        """Those that run. What has ended is buried."""
+        living = set()
+        for pid in set(children_of(self._pid)) - self._kept:
+            if not _is_buried(pid):
+                living.add(pid)
+                living.update(descendants_of(pid))
+        return living
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended meanwhile, or is another user's now: the worker may have more rights
+
+
+def _is_buried(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True  # the job has done it
