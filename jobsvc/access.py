@@ -19,7 +19,9 @@ def is_loopback(host: str) -> bool:
 
 
 def check_bind(host: str, token: str | None) -> None:
-    """Refuse to be reachable from elsewhere without a token."""
+    """Refuse to be reachable from elsewhere without a token, and a token that no header could carry."""
+    if token and not (token.strip() and token.strip().isascii() and token.strip().isprintable()):
+        raise InvalidRequest("must be printable ASCII, and more than blanks", "JOBSVC_TOKEN")
     if not is_loopback(host) and not token:
         raise InvalidRequest(f"{host} is reachable from other machines: set JOBSVC_TOKEN", "host")
 

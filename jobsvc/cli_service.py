@@ -34,7 +34,9 @@ DataOption = Annotated[
     str | None, typer.Option(help="A folder, or s3://BUCKET/PREFIX.", show_default=DEFAULT_DATA)
 ]
 TasksOption = Annotated[list[str] | None, typer.Option(help="Module with tasks; may be repeated.")]
-ServiceOption = Annotated[str, typer.Option("--service", help="Name of the service.")]
+ServiceOption = Annotated[
+    str, typer.Option("--service", envvar="JOBSVC_SERVICE", help="Name of the service.")
+]
 PortOption = Annotated[
     int | None, typer.Option(help="The next free one if it is taken.", show_default="8000")
 ]

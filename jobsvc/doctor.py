@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import datetime
 import os
@@ -15,13 +14,14 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from .discovery import run_dir_from_environment
 from .errors import InvalidRequest, JobsvcError
 from .ports import free_port
 from .ray_head import service_environment
-from .s3_store import open_store
 from .serve_proxy import has_haproxy
 from .service import prepared
 from .settings import MIB, Settings
+from .start_checks import check_run_dir, check_store, check_way_in
 from .task_check import check_tasks
 
 RAY_VERSION = "2.60.0"
@@ -46,6 +46,7 @@ def examine(settings: Settings) -> list[Finding]:
         _ray(),
         _proxy(settings),
         _port(settings),
+        _run_dir(),
         *_store(settings),
         _disk(settings),
         _memory(),
@@ -77,6 +78,7 @@ def _proxy(settings: Settings) -> Finding:
 
 def _port(settings: Settings) -> Finding:
     try:
+        check_way_in(settings, os.environ.get("JOBSVC_TOKEN"))
         port = free_port(settings.host, settings.port)
     except JobsvcError as error:
         return Finding("port", False, str(error))
@@ -99,12 +101,20 @@ def _holder(port: int) -> str:
     return "another process"
 
 
+def _run_dir() -> Finding:
+    run_dir = run_dir_from_environment()
+    try:
+        check_run_dir(run_dir)
+    except InvalidRequest as error:
+        return Finding("run folder", False, str(error))
+    return Finding("run folder", True, str(run_dir))
+
+
 def _store(settings: Settings) -> list[Finding]:
     try:
-        store = open_store(prepared(settings))
-        warnings = asyncio.run(store.probe())
-    except (JobsvcError, OSError) as error:
-        return [Finding("store", False, f"{settings.data}: {error}")]
+        warnings = check_store(prepared(settings))
+    except JobsvcError as error:
+        return [Finding("store", False, str(error))]
     return [
         Finding("store", True, f"{settings.data}: creates exclusively"),
         *(Finding("store", True, f"warning: {warning}") for warning in warnings),
@@ -112,7 +122,10 @@ def _store(settings: Settings) -> list[Finding]:
 
 
 def _disk(settings: Settings) -> Finding:
-    folder = Path(tempfile.gettempdir() if settings.is_s3 else settings.data).expanduser().resolve()
+    try:
+        folder = Path(tempfile.gettempdir() if settings.is_s3 else settings.data).expanduser().resolve()
+    except (RuntimeError, ValueError) as error:
+        return Finding("disk", False, f"{settings.data!r} is no folder: {error}")
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

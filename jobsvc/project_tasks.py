@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from .errors import InvalidRequest
 
@@ -15,9 +16,17 @@ def tasks_of_project(folder: Path | None = None) -> tuple[str, ...]:
         document = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return ()
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no TOML, or no text
         raise InvalidRequest(f"{path}: {error}", "tasks") from error
-    tasks = document.get("tool", {}).get("jobsvc", {}).get("tasks", [])
+    ours: Any = document
+    for name in ("tool", "jobsvc"):
+        ours = ours.get(name, {})
+        if not isinstance(ours, dict):
+            raise InvalidRequest(f"{path}: [tool.jobsvc] must be a table", "tasks")
+    unknown = sorted(ours.keys() - {"tasks"})
+    if unknown:
+        raise InvalidRequest(f"{path}: [tool.jobsvc] has no {unknown[0]!r}; it has `tasks`", "tasks")
+    tasks = ours.get("tasks", [])
     if not isinstance(tasks, list) or not all(isinstance(each, str) for each in tasks):
         raise InvalidRequest(f"{path}: [tool.jobsvc] tasks must be a list of module names", "tasks")
     return tuple(tasks)

@@ -20,7 +20,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .directory_store import DirectoryObjectStore
 from .errors import InvalidRequest, StoreUnfit
@@ -96,6 +96,23 @@ STATUS_MEANINGS: dict[int, Meaning] = {
     429: Meaning.UNKNOWN,
 }
 
+_WRONG_REGION = "set AWS_DEFAULT_REGION to the region of the bucket"
+_WRONG_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role right"
+ADVICE: dict[str, str] = {  # by error code, or by boto3's name of the error: what an operator can do
+    "NoSuchBucket": "make the bucket, or correct its name",
+    "AccessDenied": "the credentials need s3:PutObject, GetObject, ListBucket and DeleteObject here",
+    "InvalidAccessKeyId": _WRONG_KEYS,
+    "SignatureDoesNotMatch": _WRONG_KEYS,
+    "InvalidToken": _WRONG_KEYS,
+    "NoCredentialsError": _WRONG_KEYS,
+    "PartialCredentialsError": _WRONG_KEYS,
+    "NoRegionError": _WRONG_REGION,
+    "PermanentRedirect": _WRONG_REGION,
+    "AuthorizationHeaderMalformed": _WRONG_REGION,
+    "IllegalLocationConstraintException": _WRONG_REGION,
+    "NotImplemented": "this server cannot hold a journal: it needs If-None-Match",
+}
+
 
 def open_store(settings: Settings) -> ObjectStore:
     """The store that `settings.data` names: a directory, or s3://BUCKET/PREFIX."""
@@ -107,6 +124,14 @@ def open_store(settings: Settings) -> ObjectStore:
         return DirectoryObjectStore(settings.data)
     bucket, prefix = parse_s3_url(settings.data)
     return S3ObjectStore(bucket, prefix, settings.s3_endpoint_url, settings.s3_checksums)
+
+
+def open_store_quickly(settings: Settings) -> DirectoryObjectStore | S3ObjectStore:
+    """The same for somebody who asks once, and would rather hear that it does not answer than wait."""
+    if not settings.is_s3:
+        return DirectoryObjectStore(settings.data)
+    bucket, prefix = parse_s3_url(settings.data)
+    return S3ObjectStore(bucket, prefix, settings.s3_endpoint_url, settings.s3_checksums, IMPATIENT)
 
 
 def parse_s3_url(url: str) -> tuple[str, str]:
@@ -123,20 +148,37 @@ def parse_s3_url(url: str) -> tuple[str, str]:
     return bucket, prefix
 
 
+class Patience(NamedTuple):
+    """With one request: how often it is made, and how long each time."""
+
+    attempts: int
+    connect_seconds: float
+    read_seconds: float
+
+
+IMPATIENT = Patience(1, 1.0, 1.5)
+
+
 class S3ObjectStore:
     """Objects under `prefix` in one bucket. Credentials and region come from boto3's usual places."""
 
     def __init__(
-        self, bucket: str, prefix: str, endpoint_url: str | None = None, checksums: str = "when_supported"
+        self,
+        bucket: str,
+        prefix: str,
+        endpoint_url: str | None = None,
+        checksums: str = "when_supported",
+        patience: Patience | None = None,
     ) -> None:
+        patience = patience or Patience(READ_ATTEMPTS, CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
         self.requests = new_request_counts()
         self._counting = threading.Lock()
         self._bucket = bucket
         self._folder = f"{prefix}/" if prefix else ""
         self._deletes_one_by_one = False
         make_client = functools.partial(_make_client, _make_session(), endpoint_url, checksums)
-        self._put_client = make_client(attempts=1)
-        self._read_client = make_client(attempts=READ_ATTEMPTS)
+        self._put_client = make_client(patience._replace(attempts=1))
+        self._read_client = make_client(patience)
         for client in (self._put_client, self._read_client):
             for operation, kind in OPERATIONS.items():
                 # Called for each attempt, so that the figures are what S3 bills.
@@ -358,7 +400,11 @@ def _read_failure(what: str, key: str, meaning: Meaning, error: Exception) -> St
 
 
 def _unfit(what: str, key: str, error: Exception) -> StoreUnfit:
-    return StoreUnfit(f"{what} {key}: the store says no, and trying again will not change it: {error}")
+    advice = ADVICE.get(_code_and_status(error)[0]) or ADVICE.get(type(error).__name__)
+    advice = f"; {advice}" if advice else ""
+    return StoreUnfit(
+        f"{what} {key}: the store says no, and trying again will not change it: {error}{advice}"
+    )
 
 
 async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
@@ -367,17 +413,22 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
 
 def _make_session() -> Any:
     import boto3  # not at the top: who keeps the journal in a directory does not pay for it
+    from botocore import exceptions as boto
 
-    return boto3.session.Session()
+    try:
+        return boto3.session.Session()
+    except boto.BotoCoreError as error:  # a profile that is not there, a file that is none
+        raise StoreUnfit(f"AWS's settings of this user cannot be used: {error}") from error
 
 
-def _make_client(session: Any, endpoint_url: str | None, checksums: str, *, attempts: int) -> Any:
+def _make_client(session: Any, endpoint_url: str | None, checksums: str, patience: Patience) -> Any:
+    from botocore import exceptions as boto
     from botocore.config import Config
 
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
+        retries={"mode": "standard", "total_max_attempts": patience.attempts},
+        connect_timeout=patience.connect_seconds,
+        read_timeout=patience.read_seconds,
         max_pool_connections=READ_THREADS,
         tcp_keepalive=True,
         request_checksum_calculation=checksums,
@@ -387,5 +438,7 @@ def _make_client(session: Any, endpoint_url: str | None, checksums: str, *, atte
     region = session.region_name or ("us-east-1" if endpoint_url else None)
     try:
         return session.client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+    except boto.BotoCoreError as error:  # a region that has no such form, keys of which one is missing
+        raise StoreUnfit(f"AWS's settings of this user cannot be used: {error}") from error
     except ValueError as error:  # boto3's word for an address that is none
         raise InvalidRequest(str(error), "s3_endpoint_url") from error

@@ -37,7 +37,8 @@ from .ray_head import RayDidNotStart, driver_environment, plan_head, service_env
 from .serve_proxy import has_haproxy
 from .service_processes import end_processes, has_supervisors, service_processes
 from .settings import PoolSettings, Settings, encode_settings
-from .task_check import check_tasks
+from .start_checks import absolute_folder, check_ray_address, check_run_dir, check_store, check_way_in
+from .task_check import TaskCheck
 
 __all__ = [
     "ServiceInfo",
@@ -76,14 +77,14 @@ def up(
     check_bind(settings.host, token)
     settings = prepared(settings, say)
     run_dir = run_dir or run_dir_from_environment()
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_run_dir(run_dir)
     with _only_one(run_dir / f"{settings.service}.lock", say):
         known = find_service(settings.service, run_dir)
         if known is not None and _lives(known, settings, say):
             return known
         if known is not None:
             _clear_away(known, run_dir, say)
-        check_tasks(settings, service_environment(), say)
+        _check(settings, token, ray_address, say)
         port = free_port(settings.host, settings.port)
         if port != settings.port:
             say(f"port {settings.port} is taken; using {port}")
@@ -92,6 +93,17 @@ def up(
         except (RayDidNotStart, NotDeployed) as error:
             say(f"{str(error).splitlines()[-1]}\nonce more")
             return _start(settings, token, ray_address, port, run_dir, say)
+
+
+def _check(settings: Settings, token: str | None, ray_address: str | None, say: Say) -> None:
+    """Raise what an operator has to put right, before anything starts."""
+    with contextlib.closing(TaskCheck(settings, service_environment())) as tasks:
+        if ray_address:
+            check_ray_address(ray_address)
+        check_way_in(settings, token)
+        for warning in check_store(settings):
+            say(f"warning: {warning}")
+        tasks.names(say)
 
 
 def _start(
@@ -133,12 +145,7 @@ def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
     if not settings.data:
         raise InvalidRequest("choose a folder, or s3://BUCKET/PREFIX", "data")
     if not settings.is_s3:
-        folder = Path(settings.data).expanduser().resolve()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidRequest(f"{folder} cannot be used: {error.strerror}", "data") from error
-        changes["data"] = str(folder)
+        changes["data"] = str(absolute_folder(settings.data))
     if settings.pools == Settings().pools and not settings.spread:
         cores = os.cpu_count() or 1
         changes["pools"] = {"default": PoolSettings(min_workers=1, max_workers=cores)}

