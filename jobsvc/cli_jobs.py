@@ -14,6 +14,7 @@ import typer
 from .cli_completion import task_names
 from .cli_output import (
     CHANGE_SECONDS,
+    LOOK_SECONDS,
     BatchOption,
     IdArgument,
     IdsArgument,
@@ -201,7 +202,7 @@ def result(
     url: UrlOption = None,
 ) -> None:
     """The result of a job: bytes and text as they are, everything else as JSON."""
-    with errors_as_exit_codes(), client(url) as service:
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS if timeout else LOOK_SECONDS) as service:
         value = service.job(job_id).result(timeout)
         print_json(value) if json else print_value(value)
 
@@ -217,7 +218,7 @@ def logs(
     """What a job has written to stdout and stderr. With --follow, the exit code tells how the job ended."""
     with (
         errors_as_exit_codes(f"The job goes on; `jobsvc logs -f {job_id}` is here again."),
-        client(url) as service,
+        client(url, CHANGE_SECONDS if follow else LOOK_SECONDS) as service,
     ):
         handle = service.job(job_id)
         if not follow:
@@ -303,7 +304,7 @@ def completions(
     url: UrlOption = None,
 ) -> None:
     """Finished jobs in order of completion, a line each; JSON lines with --json."""
-    with errors_as_exit_codes(), client(url) as service:
+    with errors_as_exit_codes(), client(url, CHANGE_SECONDS if follow else LOOK_SECONDS) as service:
         for entry in service.completions(after, follow=follow):
             if json:
                 print_json(entry)

@@ -33,7 +33,7 @@ EXIT_UNEXPECTED, EXIT_USAGE, EXIT_FAILED, EXIT_CANCELLED = 1, 2, 3, 4
 EXIT_TIMED_OUT, EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED = 5, 6, 7, 8, 130
 NOT_FOUND_CODES = frozenset({"unknown_job", "expired_job", "unknown_queue", "not_found"})
 LOOK_SECONDS = 5.0  # a command that only looks gives up soon
-CHANGE_SECONDS = 30.0  # one that changes something outlasts a failover
+CHANGE_SECONDS = 30.0  # one that changes something, or waits, outlasts a failover
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 UrlOption = Annotated[

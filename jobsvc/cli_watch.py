@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_output import (
+    CHANGE_SECONDS,
     LOOK_SECONDS,
     BatchOption,
     JsonOption,
@@ -50,7 +51,10 @@ def watch(
 ) -> None:
     """Counts and the newest jobs, live; a document a line with --json. Ctrl-C ends it."""
     filters = {"state": state, "queue": queue, "task": task, "batch": batch}
-    with errors_as_exit_codes(), client(url, LOOK_SECONDS) as service, _shown(json) as show:
+    patience = (
+        LOOK_SECONDS if sys.stdout.isatty() else CHANGE_SECONDS
+    )  # a terminal shows the trouble meanwhile
+    with errors_as_exit_codes(), client(url, patience) as service, _shown(json) as show:
         look, last = 0, None
         while True:
             try:

@@ -37,7 +37,8 @@ import msgspec
 from . import client_tables as tables
 from .client_bulk import change_matching
 from .client_code import Code, goes_by_value, shown_name
-from .client_http import Addresses, Connection, checked_key, find_addresses
+from .client_core import WAIT_SECONDS_MAX, checked_key, checked_seconds
+from .client_http import Addresses, Connection, find_addresses
 from .client_jobs import FeedItem, Job, JobSet
 from .errors import InvalidRequest, JobsvcError, Refusal, Refused
 from .tasks import TaskDefinition, definition_of
@@ -100,12 +101,16 @@ class Client:
         token: str | None = None,
         *,
         service: str = "jobsvc",
-        deadline_seconds: float = DEADLINE_SECONDS,
+        deadline_seconds: float | None = DEADLINE_SECONDS,
     ) -> None:
-        """`url` is one address or several; `deadline_seconds` is how long a request is sent again."""
+        """`url` is one address or several; `deadline_seconds` is how long a request is sent again.
+
+        None: for ever. The `timeout` of a wait comes before it.
+        """
         found = find_addresses(url, service)
         token = token or os.environ.get("JOBSVC_TOKEN") or found.token
         self._connection = Connection(Addresses(found.urls, token), deadline_seconds)
+        self.talks, self.run = self._connection.talks, self._connection.run
         self.request = self._connection.request
         self.stream = self._connection.stream
 
@@ -297,9 +302,13 @@ class Client:
         return found
 
     def feed(self, after: int, wait_seconds: float = 0.0, limit: int = FEED_PAGE) -> FeedPage:
-        """One page of the completion feed after a place."""
-        params = {"after": after, "wait": round(wait_seconds, 3), "limit": limit}
-        answer = self.request("GET", "/v1/completions", params=params, wait_seconds=wait_seconds)
+        """One page of the completion feed after a place.
+
+        With a wait, of a minute at most, it comes as soon as something is on it, or empty.
+        """
+        seconds = min(checked_seconds("wait_seconds", wait_seconds) or 0.0, WAIT_SECONDS_MAX)
+        params = {"after": after, "wait": round(seconds, 3), "limit": limit}
+        answer = self.request("GET", "/v1/completions", params=params, wait_seconds=seconds)
         return _decode_feed(answer.content)
 
     def feed_end(self) -> int:

@@ -1,51 +1,49 @@
-"""How the client reaches the service: addresses, failover, retries, and what an answer means.
+"""How the client reaches the service: addresses, connections, and the blocking loop under all talks.
 
 Every write carries an idempotency key, so whatever happened to a request, it may be sent again under the same
 key. It is, until its deadline: to the next address at once, and after a pause with full jitter when all of
-them have been tried; a `Retry-After` is kept to. What sending again cannot mend is raised at once.
+them have been tried; a `Retry-After` is kept to. What sending again cannot mend is raised at once. All of
+that is decided in `client_core`; here it is done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import random
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
-import msgspec
 
+from .client_core import (
+    Answer,
+    Heard,
+    Pause,
+    Request,
+    Route,
+    Send,
+    Step,
+    Talk,
+    Talks,
+    checked_key,
+    fits_header,
+)
 from .discovery import discovery_file, find_service
-from .errors import REFUSALS, InvalidRequest, Refusal, Refused, Unavailable
+from .errors import InvalidRequest, Unavailable
 
-PAUSE_SECONDS = 0.05  # doubles with each round of addresses
-PAUSE_SECONDS_MAX = 2.0
 CONNECT_SECONDS = 3.0
-ANSWER_SECONDS = 20.0  # a replica answers within its own deadline, which is shorter
-STREAM_SILENCE_SECONDS = 30.0  # the service sends something at least every 10 s
-CONNECTIONS_MAX = 32
-KEY_LENGTH_MAX = 255
-INVALID_STATUSES = frozenset({400, 413, 415, 422})
-# What a proxy says when there is nobody behind it. 404 too: Serve says that while it starts.
-PROXY_STATUSES = frozenset({404, 408, 425, 429, 500, 502, 503, 504})
+STREAM_SILENCE_SECONDS = 30.0  # the service sends something at least every 10 s, a failover lasts up to 15
+KEPT_ALIVE_MAX = 32
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
-
-class Problem(msgspec.Struct):
-    """What the client reads of a problem document (RFC 9457)."""
-
-    title: str = ""
-    detail: str = ""
-    code: str | None = None
-    field: str | None = None
-    retryable: bool = False
-    state: str | None = None
-    error: Any = None
+T = TypeVar("T")
 
 
 class Addresses(NamedTuple):
@@ -94,31 +92,80 @@ def _secret(path: str | None) -> str | None:
 
 
 class Connection:
-    """Requests to one service, from any number of threads."""
+    """Requests to one service, from any number of threads, and in any process that is forked from this one.
 
-    def __init__(self, addresses: Addresses, deadline_seconds: float) -> None:
-        self.urls = addresses.urls
-        self.deadline_seconds = deadline_seconds
-        if addresses.token is not None and not _fits_header(addresses.token):
+    A connection belongs to the process that opened it: two that wrote to one would read each other's answers.
+    So a forked process opens its own, whatever it was that forked.
+    """
+
+    def __init__(self, addresses: Addresses, deadline_seconds: float | None) -> None:
+        if addresses.token is not None and not fits_header(addresses.token):
             raise InvalidRequest("must be printable ASCII", "token")
-        headers = {"Authorization": f"Bearer {addresses.token}"} if addresses.token else {}
-        is_local = all(httpx.URL(url).host in LOOPBACK_HOSTS for url in self.urls)
-        self._http = httpx.Client(
-            headers=headers,
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            trust_env=not is_local,  # a proxy of the environment does not reach this machine's loopback
-        )
-        self._random = random.Random()
-        self._lock = threading.Lock()
-        self._place = 0
-
-    def close(self) -> None:
-        self._http.close()
+        self.token = addresses.token
+        self.talks = Talks(Route(addresses.urls), deadline_seconds, random.Random())
+        self._opening = threading.Lock()
+        self._http: httpx.Client | None = None
+        self._pid = os.getpid()
+        _connections.add(self)
 
     @property
-    def url(self) -> str:
-        """The address in use."""
-        return self.urls[self._place]
+    def urls(self) -> list[str]:
+        return self.talks.route.urls
+
+    def options(self) -> dict[str, Any]:
+        """What every httpx client of this service is made with, a blocking one or another."""
+        is_local = all(httpx.URL(url).host in LOOPBACK_HOSTS for url in self.urls)
+        return {
+            "headers": {"Authorization": f"Bearer {self.token}"} if self.token else {},
+            # Threads that wait for jobs hold a connection each; nobody else may have to wait for theirs.
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_ALIVE_MAX),
+            "trust_env": not is_local,  # a proxy of the environment does not reach this machine's loopback
+        }
+
+    @property
+    def http(self) -> httpx.Client:
+        if self._pid != os.getpid():
+            self.forked()  # by somebody who does not tell Python
+        http = self._http
+        if http is None:
+            with self._opening:
+                http = self._http = self._http or httpx.Client(**self.options())
+        return http
+
+    def forked(self) -> None:
+        """This is another process now. What the parent has open is left alone: not used, not shut down."""
+        self._pid = os.getpid()
+        _left_alone.append(self._http)
+        self._http = None
+        self._opening = threading.Lock()  # some other thread of the parent may hold the old one for ever
+        self.talks.random = random.Random()
+
+    def close(self) -> None:
+        if self._http is not None and self._pid == os.getpid():
+            self._http.close()
+
+    # --- talks ---
+
+    def run(self, talk_of: Callable[[float], Talk[T]]) -> T:
+        """Drive a talk to its end, blocking."""
+        talk = talk_of(time.monotonic())
+        try:
+            step = next(talk)
+            while True:
+                step = talk.send(self._do(step))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _do(self, step: Step) -> Heard:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return Heard(time.monotonic())
+        try:
+            response = self.http.request(**sent(step))
+        except httpx.HTTPError as error:
+            return Heard(time.monotonic(), failure=str(error) or type(error).__name__)
+        return Heard(time.monotonic(), answer_of(response))
 
     def request(
         self,
@@ -131,99 +178,98 @@ class Connection:
         key: str | None = None,
         wait_seconds: float = 0.0,
         good: Sequence[int] = (200, 202),
-    ) -> httpx.Response:
+    ) -> Answer:
         """One exchange, sent again until it is answered or its deadline has passed.
 
         `wait_seconds` is how long the service was asked to wait; it comes on top of the deadline. Raises
-        InvalidRequest, Refused, Unavailable.
+        InvalidRequest, Refused, Unavailable; WaitTimedOut within `patience`.
         """
-        sent = dict(headers or {})
+        all_headers = dict(headers or {})
         if method != "GET":
-            sent["Idempotency-Key"] = str(uuid.uuid4()) if key is None else checked_key(key)
-        deadline = time.monotonic() + self.deadline_seconds + wait_seconds
-        pause, tries = PAUSE_SECONDS, 0
-        while True:
-            place = self._place
-            left = max(0.1, deadline - time.monotonic())
-            timeout = httpx.Timeout(min(ANSWER_SECONDS + wait_seconds, left), connect=CONNECT_SECONDS)
-            retry_after = 0.0
-            try:
-                response = self._http.request(
-                    method,
-                    self.urls[place] + path,
-                    content=content,
-                    params=params,
-                    headers=sent,
-                    timeout=timeout,
-                )
-                if response.status_code in good:
-                    return response
-                why = raise_unless_retryable(response)
-                retry_after = _retry_after_seconds(response)
-            except httpx.HTTPError as error:
-                why = str(error) or type(error).__name__
-            self._leave(place)
-            tries += 1
-            if tries % len(self.urls) == 0:
-                self._pause(pause, retry_after, deadline, f"{self.urls[place]}: {why}")
-                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+            all_headers["Idempotency-Key"] = str(uuid.uuid4()) if key is None else checked_key(key)
+        request = Request(method, path, content, params, all_headers, wait_seconds, good)
+        answer, _ = self.run(lambda now: self.talks.exchange(request, now, _until.get()))
+        return answer
 
-    def _pause(self, pause: float, retry_after: float, deadline: float, why: str) -> None:
-        seconds = max(self._random.uniform(0, pause), retry_after)
-        if time.monotonic() + seconds >= deadline:
-            raise Unavailable(why)
-        time.sleep(seconds)
-
-    def _leave(self, place: int) -> None:
-        """Go on to the next address, unless another thread has done so."""
-        with self._lock:
-            if self._place == place:
-                self._place = (place + 1) % len(self.urls)
-
-    def stream(
-        self, path: str, params: Mapping[str, Any]
-    ) -> contextlib.AbstractContextManager[httpx.Response]:
+    @contextlib.contextmanager
+    def stream(self, path: str, params: Mapping[str, Any]) -> Iterator[LineStream]:
         """An event stream, once; the caller opens it again when it breaks."""
         timeout = httpx.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
         headers = {"Accept": "text/event-stream"}
-        return self._http.stream("GET", self.url + path, params=params, headers=headers, timeout=timeout)
+        http = self.http
+        url = self.talks.route.url + path
+        request = http.build_request("GET", url, params=params, headers=headers, timeout=timeout)
+        response = http.send(request, stream=True)
+        pid = os.getpid()
+        try:
+            yield LineStream(response, pid)
+        finally:
+            if pid == os.getpid():
+                response.close()
 
 
-def checked_key(key: str) -> str:
-    """An idempotency key that the service will take. Raises InvalidRequest."""
-    if not 1 <= len(key) <= KEY_LENGTH_MAX or not _fits_header(key) or key.startswith("~"):
-        raise InvalidRequest(
-            f"must be 1 to {KEY_LENGTH_MAX} printable ASCII characters, the first one not '~'", "key"
-        )
-    return key
+class LineStream:
+    """The lines of an answer that goes on. After a fork they are the parent's alone: they end here."""
+
+    def __init__(self, response: httpx.Response, pid: int) -> None:
+        self._response = response
+        self._pid = pid
+
+    def refusal(self) -> Answer | None:
+        """What was answered instead of a stream; None if there is one."""
+        if self._response.status_code == 200:
+            return None
+        self._response.read()
+        return answer_of(self._response)
+
+    def __iter__(self) -> Iterator[str]:
+        lines = self._response.iter_lines()
+        while self._pid == os.getpid():
+            try:
+                yield next(lines)
+            except StopIteration:
+                return
+        _left_alone.append(lines)
 
 
-def _fits_header(text: str) -> bool:
-    return text.isascii() and text.isprintable() and text == text.strip()
+# A caller's own time for all that is asked meanwhile, in this thread.
+_until: contextvars.ContextVar[float | None] = contextvars.ContextVar("until", default=None)
 
 
-def problem_of(response: httpx.Response) -> Problem:
+@contextlib.contextmanager
+def patience(until: float | None) -> Iterator[None]:
+    """What is asked in here is given up at that time, by WaitTimedOut."""
+    token = _until.set(until)
     try:
-        return msgspec.json.decode(response.content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return Problem(detail=response.text[:300].strip())
+        yield
+    finally:
+        _until.reset(token)
 
 
-def raise_unless_retryable(response: httpx.Response) -> str:
-    """Raise what a refusal means to the caller; returns the reason if it is worth another try."""
-    problem = problem_of(response)
-    status = response.status_code
-    text = problem.detail or problem.title or f"answered {status}"
-    if problem.retryable or (problem.code is None and status in PROXY_STATUSES):
-        return text if problem.code is not None else f"not jobsvc, or it is starting: {status} {text}"
-    if status in INVALID_STATUSES:
-        raise InvalidRequest(text.removeprefix(f"{problem.field}: "), problem.field)
-    code = problem.code or next((name for name, each in REFUSALS.items() if each.status == status), "invalid")
-    raise Refused(Refusal(code, text, problem.field))
+def sent(step: Send) -> dict[str, Any]:
+    """A step as httpx takes it."""
+    request = step.request
+    return {
+        "method": request.method,
+        "url": step.url + request.path,
+        "content": request.content,
+        "params": request.params,
+        "headers": request.headers,
+        "timeout": httpx.Timeout(step.timeout_seconds, connect=min(CONNECT_SECONDS, step.timeout_seconds)),
+    }
 
 
-def _retry_after_seconds(response: httpx.Response) -> float:
-    try:
-        return max(0.0, float(response.headers.get("Retry-After", "0")))
-    except ValueError:
-        return 0.0  # a date: the pause will do
+def answer_of(response: httpx.Response) -> Answer:
+    return Answer(response.status_code, response.headers, response.content)
+
+
+_left_alone: list[object] = []  # ends of what is the parent's: to drop them would be to close them
+_connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _all_forked() -> None:
+    for connection in list(_connections):
+        connection.forked()
+
+
+os.register_at_fork(after_in_child=_all_forked)

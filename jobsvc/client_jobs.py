@@ -1,36 +1,35 @@
-"""Handles of the client: one job, and a set of jobs that were sent together.
+"""A set of jobs that were sent together.
 
-A handle remembers what it was last told; `refresh` asks again. A job that has ended is not asked for its
-state any more. In `async` code a job may be awaited for its result, and a set be read by `async for`. A set
-never asks for its jobs one by one: it reads the completion feed from the place where its jobs were sent,
-and only what the feed does not carry (large results, full errors) is fetched by id.
+A set never asks for its jobs one by one: it reads the completion feed from the place where its jobs were
+sent, and only what the feed does not carry (large results, full errors) is fetched by id. In `async` code it
+may be read by `async for`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
-import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from . import client_tables as tables
-from .client_http import problem_of
-from .client_logs import follow_logs
-from .errors import JobFailed, JobsvcError, Refused, WaitTimedOut
+from .client_core import TERMINAL_STATES, Wait
+from .client_http import patience
+from .client_job import FeedItem, Job, failure
+from .errors import JobsvcError, Refused, WaitTimedOut
 
 if TYPE_CHECKING:
     from .client import Client
 
-TERMINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
-LONG_POLL_SECONDS = 20.0
 ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
 # Before the next page of the feed, so that many jobs that end fast come in few requests: a part of the time
 # that the rest of a set will take at its present pace; when all is of others, by how much there was.
@@ -39,192 +38,9 @@ PAUSE_SECONDS_MAX = 0.1
 PAUSE_PER_ENTRY_SECONDS = 0.0005
 REQUESTS_IN_FLIGHT = 8
 
+__all__ = ["FeedItem", "Job", "JobSet", "Jobs"]
+
 T = TypeVar("T")
-
-
-class FeedItem(msgspec.Struct):
-    """A finished job, as the completion feed tells it. `result` is there if it is JSON and small."""
-
-    seq: int
-    id: str
-    state: str
-    task: str
-    finished_at: str | None = None
-    batch: str | None = None
-    error: dict[str, Any] | None = None
-    result: Any | UnsetType = UNSET
-
-
-class _Wait:
-    """What is left of a caller's patience, in slices that the service will wait."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self.timeout = timeout
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-
-    def slice_seconds(self) -> float:
-        left = self.left_seconds()
-        return LONG_POLL_SECONDS if left is None else min(LONG_POLL_SECONDS, left)
-
-    def left_seconds(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-
-    def check(self, what: str) -> None:
-        if self.left_seconds() == 0.0:
-            raise WaitTimedOut(f"{what} after {self.timeout:g} s")
-
-
-class Job:
-    """One job."""
-
-    __slots__ = ("_asked_at", "_client", "_document", "_error", "_state", "_value", "id")
-
-    def __init__(
-        self,
-        client: Client,
-        job_id: str,
-        document: dict[str, Any] | None = None,
-        entry: FeedItem | None = None,
-    ) -> None:
-        self.id = job_id
-        self._client = client
-        self._document: dict[str, Any] | None = None
-        self._asked_at: float | None = None
-        self._state: str | None = None  # as last told
-        self._error: dict[str, Any] | None = None
-        self._value: Any = UNSET
-        if document is not None:
-            self._remember(document)
-        if entry is not None:
-            self.ended(entry)
-
-    def __repr__(self) -> str:
-        return f"<Job {self.id} {self._state or 'not asked yet'}>"
-
-    def _repr_html_(self) -> str:
-        known = self._document or {}
-        rows = [("id", self.id), ("state", tables.state_text(self._state or "-"))]
-        rows += [(name, known[name]) for name in ("task", "queue", "attempt", "waiting") if known.get(name)]
-        if self._error:
-            rows.append(("error", self.known_error))
-        return tables.table(("job", ""), rows, tables.as_of(self._asked_at))
-
-    def _remember(self, document: dict[str, Any]) -> dict[str, Any]:
-        self._document, self._state, self._asked_at = document, document["state"], time.time()
-        self._error = document.get("error")
-        return document
-
-    @property
-    def known_error(self) -> str:
-        """Why it has failed, in a line, as last told; nobody is asked."""
-        return f"{self._error['type']}: {self._error['message']}" if self._error else ""
-
-    @property
-    def known_state(self) -> str:
-        """The state as last told; nobody is asked."""
-        return self._state or "not asked yet"
-
-    # --- looking ---
-
-    def refresh(self) -> dict[str, Any]:
-        """Ask the service; returns the job's document as it is now."""
-        return self._remember(self._client.get(self._path()))
-
-    def _path(self, rest: str = "") -> str:
-        return self._client.path("/v1/jobs/{}", self.id) + rest
-
-    @property
-    def state(self) -> str:
-        """The state now. A job that has ended is not asked again."""
-        known = self._state
-        return known if known in TERMINAL_STATES else str(self.refresh()["state"])
-
-    @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """The attempts that have ended, oldest first, as they are now."""
-        attempts: list[dict[str, Any]] = self.refresh()["attempts"]
-        return attempts
-
-    def wait(self, timeout: float | None = None) -> dict[str, Any]:
-        """Wait until the job has ended; returns its document. Raises WaitTimedOut."""
-        wait = _Wait(timeout)
-        while True:
-            document = self._remember(msgspec.json.decode(self._long_poll("", wait).content))
-            if document["state"] in TERMINAL_STATES:
-                return document
-            wait.check(f"job {self.id} is {document['state']}")
-
-    def result(self, timeout: float | None = None) -> Any:
-        """What the task returned: JSON, or bytes. Raises JobFailed, WaitTimedOut."""
-        wait = _Wait(timeout)
-        while self._value is UNSET:
-            answer = self._long_poll("/result", wait)
-            if answer.status_code == 200:
-                is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-                self._value = msgspec.json.decode(answer.content) if is_json else answer.content
-                self._state = "succeeded"
-            elif answer.status_code == 409:
-                problem = problem_of(answer)
-                self._state = problem.state or "failed"
-                raise failure(self.id, self._state, problem.error)
-            else:
-                self._remember(msgspec.json.decode(answer.content))
-                wait.check(f"job {self.id} has no result")
-        return self._value
-
-    def __await__(self) -> Generator[Any, None, Any]:
-        """`await job` is its result."""
-        return self._awaited().__await__()
-
-    async def _awaited(self) -> Any:
-        while True:
-            try:
-                return await asyncio.to_thread(self.result, ASYNC_SLICE_SECONDS)
-            except WaitTimedOut:
-                pass  # another slice
-
-    def _long_poll(self, rest: str, wait: _Wait) -> httpx.Response:
-        seconds = wait.slice_seconds()
-        good = (200, 202, 409) if rest else (200,)
-        headers = {"Prefer": f"wait={seconds:.3f}"}
-        return self._client.request("GET", self._path(rest), headers=headers, wait_seconds=seconds, good=good)
-
-    def ended(self, entry: FeedItem) -> None:
-        """The feed has told that this job has ended."""
-        self._state, self._error = entry.state, entry.error
-        if entry.state == "succeeded" and entry.result is not UNSET:
-            self._value = entry.result
-
-    # --- changing ---
-
-    def cancel(self) -> str:
-        """Ask for the end of this job; returns its state: `running` means asked for, not yet confirmed."""
-        return self._change("/cancel")
-
-    def retry(self) -> str:
-        """Put a failed or cancelled job back, its attempts unspent; returns its state."""
-        return self._change("/retry")
-
-    def _change(self, rest: str) -> str:
-        answer = self._client.request("POST", self._path(rest))
-        self._value = UNSET
-        return str(self._remember(msgspec.json.decode(answer.content))["state"])
-
-    # --- logs ---
-
-    def logs(self, attempt: int | None = None, tail: int | None = None) -> str:
-        """What the job has written to stdout and stderr: of the latest attempt, or of the one given."""
-        chosen = {"attempt": attempt, "tail": tail}
-        params = {name: value for name, value in chosen.items() if value is not None}
-        return self._client.request("GET", self._path("/logs"), params=params).text
-
-    def follow(self, attempt: int | None = None) -> Iterator[str]:
-        """What the job writes, as it comes, until it has ended; with `attempt`, until that attempt has."""
-        return follow_logs(self, attempt)
-
-    def log_stream(self, attempt: int) -> Any:
-        """The event stream of one attempt's output, opened once."""
-        return self._client.stream(self._path("/logs"), {"attempt": attempt})
 
 
 class Jobs(list[Job]):
@@ -252,6 +68,15 @@ class JobSet:
         self._lock = threading.Lock()  # held by the one thread that reads the feed
         self._next_read, self._read_at = 0.0, time.monotonic()
         self._asked_at: float | None = None
+        _sets.add(self)
+
+    def forked(self) -> None:
+        """This is another process now: no other thread reads here, and none will finish what it had begun."""
+        self._lock = threading.Lock()
+        given = set(self._order)
+        self._order += [job_id for job_id in self._ended if job_id not in given]
+        self._open = {job_id for job_id in self.ids if job_id not in self._ended}
+        self._states = Counter(entry.state for entry in self._ended.values())
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -289,7 +114,7 @@ class JobSet:
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
         """Each job as it ends, those that have ended already first. Raises WaitTimedOut."""
-        wait = _Wait(timeout)
+        wait = Wait(timeout, time.monotonic())
         given = 0
         while given < len(self.ids):
             while given < len(self._order):
@@ -304,11 +129,17 @@ class JobSet:
             while given < len(self._order):
                 yield self.job(self._order[given])
                 given += 1
-            await asyncio.to_thread(self._wait_for_more, given, _Wait(ASYNC_SLICE_SECONDS))
+            with contextlib.suppress(WaitTimedOut):
+                await asyncio.to_thread(
+                    self._wait_for_more, given, Wait(ASYNC_SLICE_SECONDS, time.monotonic())
+                )
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> dict[str, int]:
-        """Wait until all have ended; returns the counts by state. Raises WaitTimedOut."""
-        wait = _Wait(timeout)
+        """Wait until all have ended; returns the counts by state. Raises WaitTimedOut.
+
+        With a timeout of 0 it looks once; without one it waits for as long as it takes.
+        """
+        wait = Wait(timeout, time.monotonic())
         with tables.ProgressLine("jobs", len(self), None if progress else False) as line:
             line.update(len(self._order), self._tally())
             while self._open:
@@ -333,7 +164,7 @@ class JobSet:
         for job_id in self.ids:
             value = fetched[job_id] if job_id in fetched else self._outcome(job_id)
             if isinstance(value, JobsvcError) and not return_exceptions:
-                value = self.job(job_id).result(0.0)  # raises, with the whole traceback
+                value = self.job(job_id).fetch()  # raises, with the whole traceback
             values.append(value)
         return values
 
@@ -385,7 +216,7 @@ class JobSet:
         if entry.state in ("failed", "cancelled"):
             return failure(job_id, entry.state, entry.error)
         try:
-            return self.job(job_id).result(0.0)
+            return self.job(job_id).fetch()
         except JobsvcError as error:
             return error
 
@@ -397,19 +228,21 @@ class JobSet:
 
     # --- the feed ---
 
-    def _wait_for_more(self, known: int, wait: _Wait) -> None:
+    def _wait_for_more(self, known: int, wait: Wait) -> None:
         """Until more than `known` jobs have ended, or a while has passed. Raises WaitTimedOut."""
         if not self._open:
             return
-        wait.check(f"{len(self._open)} of {len(self)} jobs have not ended")
-        seconds = wait.slice_seconds()
-        if not self._lock.acquire(timeout=seconds):
-            return  # another thread reads; what it finds is for all
-        try:
-            if len(self._order) <= known:
-                self._read_page(seconds)
-        finally:
-            self._lock.release()
+        seconds = wait.slice_seconds(time.monotonic())
+        is_all = True
+        if self._lock.acquire(timeout=seconds):  # else another thread reads; what it finds is for all
+            try:
+                if len(self._order) <= known:
+                    with patience(wait.until):
+                        is_all = self._read_page(seconds)
+            finally:
+                self._lock.release()
+        if is_all and self._open and len(self._order) <= known:
+            wait.check(time.monotonic(), f"{len(self._open)} of {len(self)} jobs have not ended")
 
     def _read_page(self, wait_seconds: float) -> bool:
         """Take in one page of the feed; True if it was the last one for now. Under the lock."""
@@ -469,21 +302,20 @@ class JobSet:
         return _item(document) if document["state"] in TERMINAL_STATES else None
 
 
+_sets: weakref.WeakSet[JobSet] = weakref.WeakSet()
+
+
+def _all_forked() -> None:
+    for each in list(_sets):
+        each.forked()
+
+
+os.register_at_fork(after_in_child=_all_forked)
+
+
 def _item(document: dict[str, Any]) -> FeedItem:
     """A job's document as the feed would have told it."""
     value = (document["result"] or {}).get("value", UNSET)
     return FeedItem(
         0, document["id"], document["state"], document["task"], error=document["error"], result=value
     )
-
-
-def failure(job_id: str, state: str, error: Any) -> JobFailed:
-    """What `result` raises for a job that has ended without one."""
-    error = error if isinstance(error, dict) else None
-    text = f"job {job_id} has failed" if state == "failed" else f"job {job_id} was {state}"
-    if error is not None and state == "failed":
-        text += f": {error['type']}: {error['message']}"
-    failed = JobFailed(text, state, error)
-    if error is not None and error.get("traceback"):
-        failed.add_note(f"The job's own traceback:\n{error['traceback']}")
-    return failed

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import msgspec
 
-from .client_http import raise_unless_retryable
-from .errors import WaitTimedOut
+from .client_core import raise_unless_retryable
 
 if TYPE_CHECKING:
     from .client_jobs import Job
@@ -48,7 +47,7 @@ def follow_logs(job: Job, attempt: int | None) -> Iterator[str]:
         elif document["finished_at"] is not None:
             return
         else:
-            _wait_a_little(job)
+            job.look(LOOK_SECONDS)
 
 
 def _follow_attempt(job: Job, attempt: int) -> Generator[str, None, None]:
@@ -65,27 +64,19 @@ def _follow_attempt(job: Job, attempt: int) -> Generator[str, None, None]:
                 shown = seen
                 yield fresh
         time.sleep(REOPEN_SECONDS)
-        _wait_a_little(job)
+        job.look(LOOK_SECONDS)
 
 
 def _events(job: Job, attempt: int) -> Iterator[_LogEvent]:
     """The events of one stream until it breaks. Raises what cannot be mended by opening it again."""
     try:
-        with job.log_stream(attempt) as response:
-            if response.status_code != 200:
-                response.read()
-                raise_unless_retryable(response)
+        with job.log_stream(attempt) as stream:
+            refusal = stream.refusal()
+            if refusal is not None:
+                raise_unless_retryable(refusal)
                 return
-            for line in response.iter_lines():
+            for line in stream:
                 if line.startswith("data:"):
                     yield _event.decode(line.removeprefix("data:"))
     except httpx.HTTPError:
         return  # the caller asks for the job before it opens the next stream: that finds a leader, or raises
-
-
-def _wait_a_little(job: Job) -> None:
-    """Until something may have changed. Raises Unavailable if nobody answers."""
-    try:
-        job.wait(LOOK_SECONDS)
-    except WaitTimedOut:
-        return  # it runs on

@@ -157,6 +157,10 @@ class ServedApp:
         """How many jobs the leader holds."""
         return len(self._manager.state.jobs)
 
+    def http_waiting(self) -> int:
+        """How many requests wait for the end of a job."""
+        return int(self.app.state.own_figures().gauges["http_waiting"])
+
     # --- requests ---
 
     def ask(
