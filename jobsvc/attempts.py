@@ -78,6 +78,7 @@ def finished_report(
         ended.error,
         log_bytes,
         log,
+        ended.final,
     )
 
 

@@ -24,7 +24,7 @@ class CommandFailed(Exception):
 
 
 @task(name=HASH_TASK)
-def sha512(payload: bytes, iterations: int = 1) -> str:
+def sha512(payload: bytes | str, iterations: int = 1) -> str:
     """SHA-512 over the payload, then over the 64 bytes of the digest, `iterations` times in all; as hex."""
     if type(iterations) is not int or not 1 <= iterations <= ITERATIONS_MAX:
         raise InvalidRequest(f"must be a whole number from 1 to {ITERATIONS_MAX}", "iterations")

@@ -239,7 +239,7 @@ def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) 
             stale.append((each.job_id, each.attempt))
             continue
         seen.add(each.job_id)
-        change, run_at = _after(state, job, each.outcome)
+        change, run_at = _after(state, job, each)
         accepted.append(each)
         changes.append(change)
         run_ats.append(run_at)
@@ -248,8 +248,9 @@ def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) 
     return Settlement([AttemptsEnded(worker, node, accepted, changes, run_ats)], stale)
 
 
-def _after(state: QueueState, job: Job, outcome: Outcome) -> tuple[Change, float | None]:
+def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, float | None]:
     """Where a running job goes when its attempt ends like this."""
+    outcome = finished.outcome
     if outcome is Outcome.SUCCEEDED:
         return Change.SUCCEED, None
     lease = state.lease_of(job)
@@ -257,6 +258,8 @@ def _after(state: QueueState, job: Job, outcome: Outcome) -> tuple[Change, float
         return Change.CANCEL, None
     if outcome is Outcome.RELEASED:
         return Change.GIVE_BACK, None
+    if finished.final:
+        return Change.FAIL, None
     failures = job.failures + 1
     crashed = outcome in (Outcome.CRASHED, Outcome.LOST)
     crashes = job.crashes + crashed

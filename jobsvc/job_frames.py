@@ -77,6 +77,7 @@ class EndFrame(msgspec.Struct, gc=False, array_like=True):
     content: str = "json"
     data: bytes = b""
     error: ErrorInfo | None = None
+    final: bool = False  # see `jobs.Finished`
 
 
 class ReadyJob(msgspec.Struct, gc=False):
@@ -106,6 +107,7 @@ class JobEnded(msgspec.Struct, gc=False):
     content: str = "json"
     data: bytes = b""
     error: ErrorInfo | None = None
+    final: bool = False  # see `jobs.Finished`
 
 
 class OutputChunk(msgspec.Struct, gc=False):

@@ -21,19 +21,18 @@ import faulthandler
 import fcntl
 import io
 import os
-import pickle
 import signal
 import sys
 import termios
 import time
 import traceback
-from collections.abc import Callable
 from types import CoroutineType, FrameType
 from typing import Any, TextIO
 
 import msgspec
 from setproctitle import setproctitle
 
+from .job_calls import Call, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
 from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Setup, frame, mark
 from .jobs import ErrorInfo, id_text
@@ -54,53 +53,6 @@ class JobKilled(SystemExit):
 
     A SystemExit, because that is what event loops let through.
     """
-
-
-class _NotStorable(Exception):
-    """What the task returned cannot be a result."""
-
-
-class _Arguments(msgspec.Struct):
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-
-
-_decode_arguments = msgspec.json.Decoder(_Arguments).decode
-_decode_kwargs = msgspec.json.Decoder(dict[str, Any]).decode
-_encode_json = msgspec.json.Encoder().encode
-
-
-def read_arguments(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and named arguments of a payload, except for `pickle`."""
-    if content == "json":
-        if not payload:
-            return [], {}
-        arguments = _decode_arguments(payload)
-        return arguments.args, arguments.kwargs
-    if content == "raw":
-        line, _, body = payload.partition(b"\n")
-        return [body], _decode_kwargs(line) if line.strip() else {}
-    raise ValueError(f"payloads of content {content!r} are not known here")
-
-
-def write_result(value: Any, bytes_max: int) -> tuple[str, bytes]:
-    """Content and bytes of what a task returned."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        content, data = "raw", bytes(value)
-    else:
-        try:
-            content, data = "json", _encode_json(value)
-        except (TypeError, ValueError, OverflowError, RecursionError, UnicodeError) as error:
-            kind = type(value)
-            name = (
-                kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-            )
-            raise _NotStorable(
-                f"the task returned something that cannot be stored as JSON: {name} ({error})"
-            ) from error
-    if len(data) > bytes_max:
-        raise _NotStorable(f"the result has {len(data)} bytes, more than the {bytes_max} that are allowed")
-    return content, data
 
 
 class JobProcess:
@@ -193,7 +145,7 @@ class JobProcess:
         setproctitle(f"jobsvc job {job.task} {id_text(job.job_id)}")
         started_at = time.time()
         started = time.perf_counter()
-        content, data, error = self._outcome(job)
+        content, data, error, final = self._outcome(job)
         seconds = time.perf_counter() - started
         if os.getpid() != self._pid:
             self._leave_fork()
@@ -201,46 +153,51 @@ class JobProcess:
         self._restore()
         marked = self._end_output(job.number)
         self._write(
-            EndFrame(job.number, started_at, started_at + seconds, seconds, marked, content, data, error)
+            EndFrame(
+                job.number, started_at, started_at + seconds, seconds, marked, content, data, error, final
+            )
         )
         if leaves:
             self._leave()
 
-    def _outcome(self, job: JobFrame) -> tuple[str, bytes, ErrorInfo | None]:
+    def _outcome(self, job: JobFrame) -> tuple[str, bytes, ErrorInfo | None, bool]:
+        """Content and bytes of the result, the error, and whether another run would end in the same way."""
         try:
             self._in_job = True
             try:
-                value = self._call(job)
-                content, data = write_result(value, self._setup.result_bytes_max)
+                call = self._resolve(job)
+                value = self._call(call)
+                content, data = write_result(value, self._setup.result_bytes_max, call.returns())
             finally:
                 self._in_job = False
-            return content, data, None
+            return content, data, None, False
         except JobKilled:
             self._leave_killed()
-        except _NotStorable as error:
-            return "json", b"", self._cut(ErrorInfo("ResultNotStorable", str(error)))
+        except NoSecondRun as error:
+            return "json", b"", self._cut(ErrorInfo(error.kind, str(error))), True
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the job, not the process
-            return "json", b"", self._error_info(error)
+            return "json", b"", self._error_info(error), False
         raise AssertionError("not reached")
 
-    def _call(self, job: JobFrame) -> Any:
-        function, args, kwargs = self._resolve(job)
-        value = function(*args, **kwargs)
+    def _call(self, call: Call) -> Any:
+        try:
+            value = call.function(*call.args, **call.kwargs)
+        except TypeError as error:
+            check_fits(call, error, error.__traceback__ and error.__traceback__.tb_next)
+            raise
         return self._await(value) if type(value) is CoroutineType else value
 
-    def _resolve(self, job: JobFrame) -> tuple[Callable[..., Any], Any, Any]:
+    def _resolve(self, job: JobFrame) -> Call:
         if job.content == "pickle":
             if not self._setup.allow_code:
-                raise PermissionError(CODE_REFUSED)
-            function, args, kwargs = pickle.loads(job.payload)
-            return function, args, kwargs
+                raise NoSecondRun("PermissionError", CODE_REFUSED)
+            return call_by_value(job.payload)
         definition = self._registry.get(job.task)
         if definition is None:
             raise LookupError("; ".join([f"no task is named {job.task!r} here", *self._not_loaded]))
         if definition.refused is not None:
-            raise PermissionError(definition.refused)
-        args, kwargs = read_arguments(job.content, job.payload)
-        return definition.function, args, kwargs
+            raise NoSecondRun("PermissionError", definition.refused)
+        return call_of_task(definition, job.content, job.payload)
 
     def _await(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         """Run it on one loop that is kept, so that clients which a task keeps open go on working."""

@@ -8,13 +8,17 @@ was running gets its outcome, what had not started goes to the next process.
 How a job ends                                         outcome     error
     the task returns                                   SUCCEEDED   -
     it raises, SystemExit and KeyboardInterrupt too    RAISED      the exception's type
-    its result cannot be stored                        RAISED      ResultNotStorable
+    its arguments do not fit the task                  RAISED      TypeError; final
+    its code, which came with it, cannot be loaded     RAISED      CodeNotLoaded; final
+    its result cannot be stored                        RAISED      ResultNotStorable; final
     it ran for timeout_seconds                         TIMED_OUT   TimedOut
     the worker called `kill`                           as told     -
     its processes outgrew job_memory_bytes_max         CRASHED     OutOfMemory
     its process died of a signal                       CRASHED     ProcessKilled, with the signal's name
     its process left, by os._exit for one              CRASHED     ProcessExited, with the exit code
     no process for it could be started                 CRASHED     StartFailed
+
+An end that is final would be the same in every other run, so the job gets none.
 
 Killing is TERM to everything, `kill_grace_seconds`, KILL to everything; the next job process starts up
 meanwhile, but gets no job before the last process of the old one is gone. A task that turns its TERM into
@@ -274,10 +278,10 @@ class ProcessRunner:
 
     def _say_ended(self, job: ReadyJob, end: EndFrame, output: bytes) -> None:
         outcome = Outcome.SUCCEEDED if end.error is None else Outcome.RAISED
-        error = end.error
+        error, final = end.error, end.final
         kill = self._kill
         if kill is not None and kill.number == end.number and outcome is Outcome.RAISED:
-            outcome, error = kill.outcome, kill.error
+            outcome, error, final = kill.outcome, kill.error, False
         if output:
             self._events.append(OutputChunk(job.job_id, job.attempt, output))
         self._events.append(
@@ -291,6 +295,7 @@ class ProcessRunner:
                 end.content,
                 end.data,
                 error,
+                final,
             )
         )
         self._news.set()

@@ -179,6 +179,7 @@ class Finished(msgspec.Struct, gc=False, array_like=True):
     error: ErrorInfo | None = None
     log_bytes: int = 0
     log: BlobRef | None = None  # its end; what came before, if any, is in chunks under `logs/`
+    final: bool = False  # another run would end in the same way, so there is to be none
 
 
 class WorkerReport(msgspec.Struct, array_like=True):

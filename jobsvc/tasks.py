@@ -16,6 +16,7 @@ what they import by name, and in the submodules that they import.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import sysconfig
@@ -28,6 +29,7 @@ import msgspec
 
 from .errors import InvalidRequest
 from .jobs import JobOptions
+from .signatures import TaskSignature
 
 BUILTIN_MODULE = "jobsvc.builtin_tasks"
 SHELL_TASK = "jobsvc.shell"
@@ -51,7 +53,7 @@ class TasksNotLoaded(InvalidRequest):
         self.module = module
 
 
-class TaskDefinition(msgspec.Struct, frozen=True, kw_only=True):
+class TaskDefinition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A task: its function, its name, and the options its jobs have unless the caller says otherwise."""
 
     function: Callable[..., Any]
@@ -66,6 +68,11 @@ class TaskDefinition(msgspec.Struct, frozen=True, kw_only=True):
     retention_seconds: float | None = None
     labels: tuple[tuple[str, str], ...] = ()
     refused: str | None = None  # why no job of this task may run here
+
+    @functools.cached_property
+    def signature(self) -> TaskSignature:
+        """What its annotations say. Looked at when it is needed: names may be defined after the function."""
+        return TaskSignature(self.function)
 
     def job_options(self, pool: str) -> JobOptions:
         """The options of a job that is enqueued with nothing but arguments."""

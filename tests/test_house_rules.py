@@ -30,14 +30,14 @@ MODULE_LINES_MAX = 500
 LAYERS = {
     0: "errors settings_bounds settings jobs commands events",
     1: """segments ready_lanes interned_options pack_references failure_groups queue_state selections
-          decisions queue_snapshot job_views state_history scaling start_brake""",
+          decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
     3: """bulkheads tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
           leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker
           simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
-          process_tree job_output job_children job_process job_child job_runner
+          process_tree job_output job_children code_calls job_calls job_process job_child job_runner
           leader_links autoscaler_view manager_actor worker_actor
           discovery ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests

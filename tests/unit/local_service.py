@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import pickle
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ import msgspec
 import uvicorn
 
 from jobsvc.errors import JobsvcError
+from jobsvc.job_calls import Call, NoSecondRun, call_by_value, call_of_task, write_result
 from jobsvc.jobs import (
     BlobRef,
     ErrorInfo,
@@ -85,32 +85,28 @@ class LocalService(ServedApp):
             stored = await self.store.get(payload.key, payload.offset, payload.length)
             assert stored is not None
             payload = stored
-        function: Any = None
-        if options.content == "pickle":
-            function, args, kwargs = pickle.loads(payload)
-        elif options.content == "raw":
-            line, _, data = payload.partition(b"\n")
-            args, kwargs = [data], msgspec.json.decode(line)
-        else:
-            call = msgspec.json.decode(payload)
-            args, kwargs = call["args"], call["kwargs"]
         await self.store.put_new(
             f"logs/{id_text(grant.job_id)}/{grant.attempt}/000000", b"given: %b\n" % payload
         )
-        if function is None:
-            definition = self._registry.get(options.task)
-            assert definition is not None
-            function = definition.function
         began = time.time()
         try:
-            value = function(*args, **kwargs)
-        except JobsvcError as error:
-            info = ErrorInfo(type(error).__name__, str(error), "Traceback of the task")
-            return Finished(grant.job_id, grant.attempt, Outcome.RAISED, began, time.time(), error=info)
-        result = (
-            Result("raw", value) if isinstance(value, bytes) else Result("json", msgspec.json.encode(value))
-        )
+            call = self._call(options, payload)
+            value = call.function(*call.args, **call.kwargs)
+            result = Result(*write_result(value, self.settings.result_bytes_max, call.returns()))
+        except (JobsvcError, NoSecondRun) as error:
+            final = isinstance(error, NoSecondRun)
+            name = error.kind if isinstance(error, NoSecondRun) else type(error).__name__
+            info = ErrorInfo(name, str(error), "Traceback of the task")
+            end = Finished(grant.job_id, grant.attempt, Outcome.RAISED, began, time.time(), error=info)
+            return msgspec.structs.replace(end, final=final)
         return Finished(grant.job_id, grant.attempt, Outcome.SUCCEEDED, began, time.time(), result)
+
+    def _call(self, options: JobOptions, payload: bytes) -> Call:
+        if options.content == "pickle":
+            return call_by_value(payload)
+        definition = self._registry.get(options.task)
+        assert definition is not None
+        return call_of_task(definition, options.content, payload)
 
 
 class Asked(NamedTuple):

@@ -166,6 +166,10 @@ def give_back(what: str) -> object:
         "bytes": b"\x00\xff",
         "large": b"x" * 3_000_000,
         "set": {1},
+        "tuple": (1, (2,)),
+        "inner": {"images": ["", b"\x00\xff"]},
+        "nan": {"loss": float("nan")},
+        "number as key": {1: "a"},
         "surrogate": "\ud800",
     }[what]
 

@@ -133,6 +133,34 @@ def test_crashes_end_a_job_before_its_attempts_are_spent(outcome: Outcome) -> No
     world.check()
 
 
+def test_an_end_that_is_final_leaves_attempts_unspent_and_gets_no_other() -> None:
+    world = World()
+    [job] = world.enqueue(max_attempts=9)
+    # when an attempt ends in a way that no other run would change
+    world.lease("w1")
+    world.settle([final(world.finished(job, Outcome.RAISED))])
+    # then that was the only one, and the job may be put back by hand
+    assert world.is_in(job) is State.FAILED and world.job(job).failures == 1
+    world.check()
+    assert world.do(Retry([job])) == Changed([State.QUEUED])
+    # and who asked for its end gets that
+    world.lease("w1")
+    world.do(Cancel([job]))
+    world.settle([final(world.finished(job, Outcome.RAISED))])
+    assert world.is_in(job) is State.CANCELLED
+    # and a result is a result
+    [other] = world.enqueue()
+    world.lease("w1")
+    world.settle([final(world.finished(other, Outcome.SUCCEEDED))])
+    assert world.is_in(other) is State.SUCCEEDED
+    world.check()
+
+
+def final(finished: Finished) -> Finished:
+    finished.final = True
+    return finished
+
+
 # --- reports --------------------------------------------------------------------------------------
 
 

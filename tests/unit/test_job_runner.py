@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from jobsvc import job_runner
-from jobsvc.builtin_tasks import echo
+from jobsvc.builtin_tasks import echo, sleep
+from jobsvc.code_calls import BYTECODE, PYTHON, PickledBy, payload_of
 from jobsvc.job_frames import EndFrame, JobKey, ReadyJob
 from jobsvc.job_runner import ProcessRunner, crash_error
 from jobsvc.jobs import Outcome
@@ -24,6 +25,8 @@ from jobsvc.simulated_runner import Plan, SimulatedRunner
 from jobsvc.worker import JobRunner
 
 from .job_desk import NASTY, Desk, Place, desk, is_alive, is_running, job, published_pids, told, until
+
+TYPED = "tests.unit.typed_tasks"
 
 # --- the contract that every runner keeps ---------------------------------------------------------
 
@@ -215,6 +218,10 @@ async def test_errors_are_cut_and_never_fail_themselves() -> None:
         ("circle", "JSON: list"),
         ("lambda", "JSON: dict"),
         ("surrogate", "JSON: str"),
+        ("inner", 'result["images"][1]: JSON has no bytes'),
+        ("nan", 'result["loss"]: JSON has no word for nan'),
+        ("set", "result: JSON has no word for a value of type set"),
+        ("number as key", "result: the keys of an object are texts in JSON, and 1 is"),
         ("large", "3000000 bytes"),
     ],
 )
@@ -224,7 +231,7 @@ def test_a_result_that_cannot_be_stored_is_named(what: str, words: str) -> None:
             end = await here.run_one(job("give_back", what))
             assert end.outcome is Outcome.RAISED
             assert end.error is not None and end.error.type == "ResultNotStorable"
-            assert words in end.error.message
+            assert words in end.error.message and end.final
             await here.goes_on()
 
     asyncio.run(story())
@@ -233,10 +240,10 @@ def test_a_result_that_cannot_be_stored_is_named(what: str, words: str) -> None:
 @told
 async def test_bytes_come_back_raw_and_everything_else_as_json() -> None:
     async with desk() as here:
-        raw, large, some = await here.run(*(job("give_back", what) for what in ("bytes", "large", "set")))
+        raw, large, some = await here.run(*(job("give_back", what) for what in ("bytes", "large", "tuple")))
         assert (raw.content, raw.data) == ("raw", b"\x00\xff")
         assert (large.content, len(large.data)) == ("raw", 3_000_000)
-        assert (some.content, some.data) == ("json", b"[1]")
+        assert (some.content, some.data) == ("json", b"[1,[2]]")
 
 
 @told
@@ -262,6 +269,73 @@ async def test_wrong_payloads_and_unknown_tasks_are_errors_of_the_job() -> None:
         assert errors[0] is not None and "msgspec" in errors[0].type
         assert errors[1] is not None and "no task is named 'no.such_task'" in errors[1].message
         assert errors[2] is not None and errors[2].type == "TypeError"
+        assert errors[2].message.startswith("args[1]: is too much: sleep(seconds=1.0) takes 1")
+        # what no other run would change is final; a module that cannot be imported may be there tomorrow
+        assert [end.final for end in ends] == [True, False, True]
+        await here.goes_on()
+
+
+@told
+async def test_a_task_gets_what_its_annotations_name() -> None:
+    async with desk(tasks=(TYPED,)) as here:
+        kinds, wrong, missing, wrapped = await here.run(
+            job("typed_tasks.kinds", "2026-01-02T03:04:05Z", {"x": 1}, ids=[1, 1]),
+            job("typed_tasks.kinds", "2026-01-02T03:04:05Z", {"x": "1"}),
+            job("typed_tasks.kinds", "2026-01-02T03:04:05Z"),
+            job("typed_tasks.with_a_handle", 7),
+        )
+        assert kinds.data == b'"datetime Point set"'
+        assert wrapped.data == msgspec.json.encode("('handle', 7)")
+        assert wrong.error is not None and wrong.final
+        assert wrong.error.message == "args[1].x: Expected `int`, got `str`"
+        assert missing.error is not None and missing.final and missing.error.type == "TypeError"
+        assert missing.error.message.startswith("kwargs.point: is missing: kinds(when, point, ids=")
+        # and results are what the annotation names, or as they are
+        turned, text, day = await here.run(
+            job("typed_tasks.turned", {"name": "s", "points": [{"x": 1, "y": 2}]}),
+            job("typed_tasks.wrongly_annotated", "text"),
+            job("typed_tasks.returned", "date"),
+        )
+        assert turned.data == b'{"name":"s","points":[{"x":2,"y":1}],"tags":[]}'
+        assert text.data == b'"text"'
+        assert day.error is not None and 'result["a"]' in day.error.message and day.final
+        # and a TypeError of the task itself is like any other error
+        own = await here.run_one(job("typed_tasks.raises_a_type_error", 1))
+        assert own.error is not None and own.error.type == "TypeError" and not own.final
+        assert "number + " in own.error.traceback
+
+
+@told
+async def test_code_of_another_python_is_not_loaded() -> None:
+    own = pickle.dumps((echo, (1, 2), {}))
+    crash = b"\x80\x04cos\nabort\n)R."  # what another Python's bytecode may do
+    given = {
+        "same": payload_of(PickledBy(PYTHON, BYTECODE, "3.1"), own),
+        "old": own,  # of version 0.1, which did not say
+        "other": payload_of(PickledBy("3.9"), crash),
+        "bytecode": payload_of(PickledBy(PYTHON, 1), crash),
+        "module": payload_of(PickledBy(PYTHON), b"\x80\x04cno_such_module\nname\n."),
+        "arguments": payload_of(PickledBy(PYTHON), pickle.dumps((sleep, (1, 2, 3), {}))),
+        "raises": payload_of(PickledBy(PYTHON), pickle.dumps((sleep, ("x",), {}))),
+    }
+    jobs = {name: job("__main__.f") for name in given}
+    for name, each in jobs.items():
+        each.content, each.payload = "pickle", given[name]
+    async with desk(allow_code=True) as here:
+        await here.run(*jobs.values())
+        ends = {name: await here.end_of(each) for name, each in jobs.items()}
+        assert ends["same"].data == ends["old"].data == b"[1,2]"
+        for name, words in {
+            "other": f"was pickled by Python 3.9, and this is {PYTHON}",
+            "bytecode": "bytecode 1",
+            "module": "ModuleNotFoundError: No module named 'no_such_module'",
+        }.items():
+            error = ends[name].error
+            assert error is not None and error.type == "CodeNotLoaded" and words in error.message
+            assert ends[name].final and ends[name].outcome is Outcome.RAISED
+        arguments, raises = ends["arguments"], ends["raises"]
+        assert arguments.error is not None and arguments.error.type == "TypeError" and arguments.final
+        assert raises.error is not None and not raises.final
         await here.goes_on()
 
 
@@ -273,7 +347,7 @@ async def test_code_and_shell_run_only_where_they_are_allowed() -> None:
     async with desk() as here:
         for end in await here.run(sent, command):
             assert end.outcome is Outcome.RAISED
-            assert end.error is not None and end.error.type == "PermissionError"
+            assert end.error is not None and end.error.type == "PermissionError" and end.final
     async with desk(allow_code=True, allow_shell=True) as here:
         first, second = await here.run(sent, command)
         assert (first.data, second.data) == (b"[1,2]", b"0")

@@ -86,7 +86,7 @@ class Model:
         job.state, job.place, job.finished_at = state, self.finished, now
         job.worker, job.cancel, job.run_at = None, False, None
 
-    def attempt_ended(self, job: ModelJob, outcome: Outcome, now: float) -> bool:
+    def attempt_ended(self, job: ModelJob, outcome: Outcome, now: float, final: bool = False) -> bool:
         """Returns True if the job waits for a backoff, whose length is not the model's to know."""
         cancel = job.cancel
         job.worker, job.cancel = None, False
@@ -100,7 +100,11 @@ class Model:
             self.end(job, "cancelled", now)
         elif outcome is Outcome.RELEASED:
             job.state = "queued"
-        elif job.failures >= job.options.max_attempts or (crashed and job.crashes >= job.options.max_crashes):
+        elif (
+            final
+            or job.failures >= job.options.max_attempts
+            or (crashed and job.crashes >= job.options.max_crashes)
+        ):
             self.end(job, "failed", now)
         elif outcome is Outcome.LOST:
             job.state = "queued"
@@ -288,8 +292,8 @@ class QueueMachine(RuleBasedStateMachine):
             job.state, job.worker = "running", worker
             job.attempt += 1
 
-    @rule(data=st.data(), outcome=st.sampled_from(Outcome))
-    def report(self, data: st.DataObject, outcome: Outcome) -> None:
+    @rule(data=st.data(), outcome=st.sampled_from(Outcome), final=st.booleans())
+    def report(self, data: st.DataObject, outcome: Outcome, final: bool) -> None:
         running = self.model.those("running")
         if not running:
             return
@@ -297,10 +301,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert job.worker is not None
         worker = job.worker
         result = Result("json", b"1") if outcome is Outcome.SUCCEEDED else None
-        finished = Finished(job.id, job.attempt, outcome, self.now - 1.0, self.now, result)
+        finished = Finished(job.id, job.attempt, outcome, self.now - 1.0, self.now, result, final=final)
         self.reported.append((worker, finished))
         assert self.world.settle([finished], worker) == [], "a good report was refused"
-        self.note_end(job, outcome)
+        self.note_end(job, outcome, final)
 
     @rule(data=st.data(), other=st.sampled_from(WORKERS), twice=st.booleans())
     def report_again(self, data: st.DataObject, other: str, twice: bool) -> None:
@@ -336,8 +340,8 @@ class QueueMachine(RuleBasedStateMachine):
             )
             self.note_end(job, Outcome.LOST if job is running else Outcome.RELEASED)
 
-    def note_end(self, job: ModelJob, outcome: Outcome) -> None:
-        if self.model.attempt_ended(job, outcome, self.now):
+    def note_end(self, job: ModelJob, outcome: Outcome, final: bool = False) -> None:
+        if self.model.attempt_ended(job, outcome, self.now, final):
             details = self.world.job(job.id).details
             assert details is not None and details.run_at is not None
             assert self.now <= details.run_at < self.now + 2.0 ** (job.failures - 1)

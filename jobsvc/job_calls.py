@@ -1,0 +1,101 @@
+"""What a job calls, and what becomes of its result: between a payload and a function, in the job's process.
+
+Some ends are the same in every run: arguments that do not fit, code that came with the job and cannot be
+loaded, a result that has no JSON or is too large. They are raised as `NoSecondRun`, and end the job at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from .code_calls import CodeNotLoaded, load_call
+from .errors import InvalidRequest
+from .signatures import ValueType, result_type
+from .tasks import TaskDefinition
+from .values import encode_value
+
+
+class NoSecondRun(Exception):
+    """This job would end so in every run. `kind` is the type that its error shows."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+class Call(NamedTuple):
+    """What is to be called."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    definition: TaskDefinition | None  # None: the code came with the job
+
+    def returns(self) -> ValueType | None:
+        """What its annotation says of the result."""
+        if self.definition is not None:
+            return self.definition.signature.returns
+        return result_type(self.function)
+
+
+def call_of_task(definition: TaskDefinition, content: str, payload: bytes) -> Call:
+    """The call of a registered task. Raises NoSecondRun."""
+    try:
+        args, kwargs = definition.signature.read(content, payload)
+    except InvalidRequest as error:
+        raise NoSecondRun(_kind_of(error), str(error)) from error
+    return Call(definition.function, args, kwargs, definition)
+
+
+def _kind_of(error: BaseException) -> str:
+    """What msgspec raised if it did; what does not fit otherwise is a TypeError, as in any call."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"msgspec.{type(error).__name__}" if isinstance(error, msgspec.MsgspecError) else "TypeError"
+
+
+def call_by_value(payload: bytes) -> Call:
+    """The call of code that came with its job. Raises NoSecondRun."""
+    try:
+        return Call(*load_call(payload), None)
+    except CodeNotLoaded as error:
+        raise NoSecondRun("CodeNotLoaded", str(error)) from error
+
+
+def check_fits(call: Call, error: TypeError, inside: TracebackType | None) -> None:
+    """Raise NoSecondRun for a call that failed because it does not fit. `inside`: frames of the function."""
+    if inside is not None:
+        return
+    try:
+        inspect.signature(call.function).bind(*call.args, **call.kwargs)
+    except TypeError:
+        raise NoSecondRun("TypeError", str(error)) from error
+    except ValueError:
+        return  # a callable that does not tell: the error may be its own
+
+
+def write_result(value: Any, bytes_max: int, returns: ValueType | None = None) -> tuple[str, bytes]:
+    """Content and bytes of what a task returned. Raises NoSecondRun."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        content, data = "raw", bytes(value)
+    else:
+        try:
+            content, data = "json", encode_value(value) if returns is None else returns.encode_result(value)
+        except InvalidRequest as error:
+            raise _not_storable(value, error) from error
+    if len(data) > bytes_max:
+        detail = f"the result has {len(data)} bytes, more than the {bytes_max} that are allowed"
+        raise NoSecondRun("ResultNotStorable", detail)
+    return content, data
+
+
+def _not_storable(value: Any, error: InvalidRequest) -> NoSecondRun:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    detail = f"the task returned something that cannot be stored as JSON: {name}"
+    return NoSecondRun("ResultNotStorable", f"{detail} (result{error.field or ''}: {error.detail})")

@@ -1,0 +1,461 @@
+"""What a task's annotations say of its arguments and its result, and arguments read by them.
+
+    @task
+    def report(when: datetime, where: Point, ids: set[int] = frozenset()) -> dict[str, Decimal]: ...
+
+What an annotation names is what the task gets: msgspec makes it of the JSON that came. The same reading is
+done at the door, where a wrong argument is refused, and in the job's process. What has no annotation, or one
+that msgspec cannot make (a class of one's own, a data frame, a name that is not found), comes as JSON has it.
+
+Reading is quick where little is said: types like `str` and `int | None` are compared, not converted, and a
+signature without any leaves the arguments as they are. Each signature is taken apart once.
+
+A function behind a decorator with `*args, **kwargs` may get other arguments than it was called with. Its
+annotations hold as far as they fit the call, and nothing is refused because of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from .errors import InvalidRequest
+from .values import at_place, check_arrival, encode_json, encode_value, key_place
+
+_PLAIN: dict[Any, frozenset[type]] = {  # annotation -> types of values that pass as they are
+    str: frozenset({str}),
+    int: frozenset({int, bool}),
+    float: frozenset({float}),
+    bool: frozenset({bool}),
+    None: frozenset({type(None)}),
+    type(None): frozenset({type(None)}),
+    list: frozenset({list}),
+    dict: frozenset({dict}),
+}
+_NO_ARGUMENTS: dict[str, Any] = {}
+_Kind = inspect.Parameter
+_READ_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, ArithmeticError)
+
+
+class _Arguments(msgspec.Struct):
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+
+
+class _RawArguments(msgspec.Struct):
+    args: list[Raw] = []
+    kwargs: dict[str, Raw] = {}
+
+
+_decode = msgspec.json.Decoder().decode
+_decode_arguments = msgspec.json.Decoder(_Arguments).decode
+_decode_raw_arguments = msgspec.json.Decoder(_RawArguments).decode
+_decode_named = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_raw_named = msgspec.json.Decoder(dict[str, Raw]).decode
+
+
+class ValueType:
+    """One annotation, as values are read by it. Errors name the place inside the value."""
+
+    __slots__ = ("_annotation", "_decode", "_is_float", "passes")
+
+    def __init__(self, annotation: Any) -> None:
+        """Raises TypeError for what msgspec does not know."""
+        self.passes = _passes(annotation)
+        self._annotation = annotation
+        self._is_float = float in self.passes and int not in self.passes
+        self._decode = msgspec.json.Decoder(annotation).decode
+
+    def decode(self, data: bytes | Raw) -> Any:
+        """The value of some JSON. Raises InvalidRequest."""
+        try:
+            value = self._decode(data)
+        except _READ_ERRORS as error:
+            value = _decode_any(data)
+            if type(value) in self.passes:
+                return value
+            raise _invalid(error) from error
+        if self._is_float and type(value) is float:
+            self._check_whole_number(data, value)
+        return value
+
+    def take(self, value: Any) -> Any:
+        """The same of a value that was read already: from JSON, or the bytes that are all of a body."""
+        if type(value) in self.passes:
+            return value
+        if not isinstance(value, bytes):
+            return self.decode(encode_json(value))
+        try:
+            return msgspec.convert(value, self._annotation)
+        except msgspec.ValidationError as error:
+            raise _invalid(error) from error
+
+    def encode(self, value: Any) -> bytes:
+        """The JSON of a value that arrives as it was given. Raises InvalidRequest."""
+        if type(value) in self.passes:
+            return encode_value(value)
+        try:
+            data = encode_json(value)
+        except _READ_ERRORS:
+            data = encode_value(value)  # says where
+        try:
+            arrived = self.decode(data)
+        except InvalidRequest as error:
+            raise _better_reason(value, error) from error
+        try:
+            check_arrival(value, arrived)
+        except RecursionError as error:
+            raise InvalidRequest("is nested too deeply") from error
+        return data
+
+    def encode_result(self, value: Any) -> bytes:
+        """The same of what a task returned. An annotation that does not name what it returns says nothing."""
+        if self.passes:
+            return encode_value(value)
+        try:
+            data = encode_json(value)
+            arrived = self.decode(data)
+        except (*_READ_ERRORS, InvalidRequest):
+            return encode_value(value)
+        check_arrival(value, arrived)
+        return data
+
+    def of_result(self, value: Any) -> Any:
+        """A result as the annotation names it, if it does; otherwise as it came."""
+        try:
+            return self.take(value)
+        except InvalidRequest:
+            return value
+
+    def _check_whole_number(self, data: bytes | Raw, value: float) -> None:
+        """JSON's 9007199254740993 is no float: it would silently become its neighbour."""
+        if abs(value) >= 2.0**53:
+            exact = _decode(data)
+            if type(exact) is int and exact != value:
+                raise InvalidRequest(f"{exact} has no equal among floats")
+
+
+def _passes(annotation: Any) -> frozenset[type]:
+    """The types of values that need no look beyond their type; none for what has to be converted."""
+    try:
+        if annotation in _PLAIN:
+            return _PLAIN[annotation]
+    except TypeError:
+        return frozenset()  # an annotation without a hash
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        parts = [_passes(each) for each in typing.get_args(annotation)]
+        return frozenset().union(*parts) if all(parts) else frozenset()
+    return frozenset()
+
+
+def value_type(annotation: Any) -> ValueType | None:
+    """How values of this annotation are read; None where it says nothing, or nothing that can be held."""
+    if annotation is inspect.Parameter.empty or annotation in (Any, object):
+        return None
+    try:
+        return None if _has_strangers(msgspec.inspect.type_info(annotation), set()) else ValueType(annotation)
+    except Exception:  # whatever an annotation may be, it must not break the task
+        return None
+
+
+def result_type(function: Callable[..., Any]) -> ValueType | None:
+    """How results of a function are read, if its annotation says something of it."""
+    annotations = getattr(function, "__annotations__", _NO_ARGUMENTS)
+    return _result_type(annotations.get("return", _Kind.empty), _names_around(function))
+
+
+def _result_type(annotation: Any, names: dict[str, Any]) -> ValueType | None:
+    """None as well for what JSON has: there is nothing to be made of it."""
+    kind = None if annotation is _Kind.empty else value_type(_resolved(annotation, ..., names))
+    return None if kind is None or (kind.passes and float not in kind.passes) else kind
+
+
+def _has_strangers(found: Any, seen: set[int]) -> bool:
+    """Whether there is a type in it that msgspec can only look at."""
+    if id(found) in seen:
+        return False
+    seen.add(id(found))
+    if isinstance(found, msgspec.inspect.CustomType | msgspec.inspect.RawType):
+        return True
+    if isinstance(found, tuple | list):
+        return any(_has_strangers(each, seen) for each in found)
+    if isinstance(found, msgspec.inspect.Type | msgspec.inspect.Field):
+        return any(_has_strangers(getattr(found, name), seen) for name in found.__struct_fields__)
+    return False
+
+
+class TaskSignature:
+    """The parameters and the result of one function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.returns: ValueType | None = None
+        self._loose = True  # what it takes is not known, or a decorator may change it
+        self._positional: list[str] = []
+        self._by_place: list[ValueType | None] = []
+        self._by_name: dict[str, ValueType | None] = {}
+        self._places: dict[str, int] = {}  # of those that may be given by place or by name
+        self._positional_only = 0
+        self._required: list[tuple[str, int]] = []  # and the place; a large number if it has none
+        self._rest: ValueType | None = None  # *args
+        self._other: ValueType | None = None  # **kwargs
+        self._takes_rest = self._takes_other = True
+        self._text = "the task"
+        self._take_apart(function)
+        kinds = {*self._by_place, *self._by_name.values(), self._rest, self._other} - {None}
+        self._converts = any(kind is not None and not kind.passes for kind in kinds)
+        self._compares = bool(kinds)
+        # how many arguments by place, and none by name, fit without a closer look
+        self._least = max([place + 1 for _, place in self._required], default=0)
+        self._most = sys.maxsize if self._takes_rest else len(self._positional)
+
+    # --- taking apart ---
+
+    def _take_apart(self, function: Callable[..., Any]) -> None:
+        try:
+            signature = inspect.signature(function, follow_wrapped=False)
+            kinds = {each.kind for each in signature.parameters.values()}
+            hidden = hasattr(function, "__wrapped__") and {_Kind.VAR_POSITIONAL, _Kind.VAR_KEYWORD} <= kinds
+            if hidden:
+                signature = inspect.signature(function)
+        except Exception:  # a callable that does not tell; annotations that raise when they are looked at
+            return
+        self._loose, self._takes_rest, self._takes_other = hidden, False, False
+        self._text = f"{getattr(function, '__name__', 'the task')}{_without_types(signature)}"
+        names = _names_around(function)
+        for parameter in signature.parameters.values():
+            self._add(parameter, value_type(_resolved(parameter.annotation, parameter.default, names)))
+        self.returns = _result_type(signature.return_annotation, names)
+
+    def _add(self, parameter: inspect.Parameter, kind: ValueType | None) -> None:
+        name = parameter.name
+        if parameter.kind is _Kind.VAR_POSITIONAL:
+            self._rest, self._takes_rest = kind, True
+            return
+        if parameter.kind is _Kind.VAR_KEYWORD:
+            self._other, self._takes_other = kind, True
+            return
+        place = sys.maxsize - 1
+        if parameter.kind is not _Kind.KEYWORD_ONLY:
+            place = len(self._positional)
+            self._positional.append(name)
+            self._by_place.append(kind)
+        if parameter.kind is _Kind.POSITIONAL_ONLY:
+            self._positional_only += 1
+        else:
+            self._by_name[name] = kind
+            self._places[name] = place
+        if parameter.default is _Kind.empty:
+            self._required.append((name, place))
+
+    def by_place(self, number: int) -> ValueType | None:
+        return self._by_place[number] if number < len(self._by_place) else self._rest
+
+    def by_name(self, name: str) -> ValueType | None:
+        return self._by_name.get(name, self._other)
+
+    # --- writing ---
+
+    def encode_call(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], place: str = ""
+    ) -> tuple[list[Raw], dict[str, Raw]]:
+        """The arguments of a call as they are sent. Raises InvalidRequest with the place."""
+        self.check_call(len(args), kwargs)
+        try:
+            return self._encode_call(args, kwargs, place)
+        except InvalidRequest:
+            if not self._loose:
+                raise
+            return encode_call(args, kwargs, place)
+
+    def _encode_call(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], place: str
+    ) -> tuple[list[Raw], dict[str, Raw]]:
+        sent = [
+            Raw(encode_argument(value, self.by_place(number), f"{place}args[{number}]"))
+            for number, value in enumerate(args)
+        ]
+        named = {
+            name: Raw(encode_argument(value, self.by_name(name), f"{place}{named_place(name)}"))
+            for name, value in kwargs.items()
+        }
+        return sent, named
+
+    # --- reading ---
+
+    def read(self, content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+        """Positional and named arguments of a payload. Raises InvalidRequest with the place."""
+        try:
+            args, kwargs = (_read_raw if self._converts else _read_plain)(content, payload)
+            if kwargs or not self._least <= len(args) <= self._most:
+                self.check_call(len(args), kwargs)
+            if self._compares:
+                self._convert(args, kwargs)
+        except InvalidRequest:
+            if not self._loose:
+                raise
+            args, kwargs = _read_plain(content, payload)
+        return args, kwargs
+
+    def _convert(self, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Make of each what its annotation says, in place."""
+        kinds, known = self._by_place, len(self._by_place)
+        for number, value in enumerate(args):
+            kind = kinds[number] if number < known else self._rest
+            if type(value) is Raw or (kind is not None and type(value) not in kind.passes):
+                try:
+                    args[number] = _converted(kind, value)
+                except InvalidRequest as error:
+                    raise at_place(error, f"args[{number}]") from error
+        for name, value in kwargs.items():
+            kind = self._by_name.get(name, self._other)
+            if type(value) is Raw or (kind is not None and type(value) not in kind.passes):
+                try:
+                    kwargs[name] = _converted(kind, value)
+                except InvalidRequest as error:
+                    raise at_place(error, named_place(name)) from error
+
+    def check_call(self, count: int, names: Collection[str]) -> None:
+        """Raise InvalidRequest if so many arguments and these names do not fit the function."""
+        if self._loose:
+            return
+        if count > self._most:
+            raise InvalidRequest(
+                f"is too much: {self._text} takes {self._most} by place", f"args[{self._most}]"
+            )
+        for name in names:
+            if name not in self._by_name:
+                if not self._takes_other:
+                    raise InvalidRequest(f"is no parameter of {self._text}", named_place(name))
+            elif self._places[name] < count:
+                detail = f"is given twice: args[{self._places[name]}] is the same one of {self._text}"
+                raise InvalidRequest(detail, named_place(name))
+        for name, place in self._required:
+            if place < count or (name in names and place >= self._positional_only):
+                continue
+            field = f"args[{place}]" if place < self._positional_only else named_place(name)
+            raise InvalidRequest(f"is missing: {self._text} needs {name!r}", field)
+
+
+def named_place(name: str) -> str:
+    """Where an argument by name is."""
+    return f"kwargs.{name}" if name.isidentifier() else f"kwargs{key_place(name)}"
+
+
+def _better_reason(value: Any, error: InvalidRequest) -> InvalidRequest:
+    """`nan` is told as such, and not as the null that msgspec made of it; unless that is less exact."""
+    try:
+        encode_value(value)
+    except InvalidRequest as other:
+        return other if len(other.field or "") >= len(error.field or "") else error
+    return error
+
+
+def encode_argument(value: Any, kind: ValueType | None, place: str) -> bytes:
+    """The JSON of an argument that arrives as it was given. Raises InvalidRequest with the place."""
+    try:
+        return encode_value(value) if kind is None else kind.encode(value)
+    except InvalidRequest as error:
+        raise at_place(error, place) from error
+
+
+def encode_call(
+    args: Sequence[Any], kwargs: Mapping[str, Any], place: str = ""
+) -> tuple[list[Raw], dict[str, Raw]]:
+    """The same for a task that is known by its name alone: what is sent must arrive as it is."""
+    sent = [Raw(encode_value(value, f"{place}args[{number}]")) for number, value in enumerate(args)]
+    return sent, {
+        name: Raw(encode_value(value, f"{place}{named_place(name)}")) for name, value in kwargs.items()
+    }
+
+
+def _converted(kind: ValueType | None, value: Any) -> Any:
+    if type(value) is Raw:
+        return _decode_any(value) if kind is None else kind.decode(value)
+    return value if kind is None else kind.take(value)
+
+
+def _read_plain(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        if content == "json":
+            arguments = _decode_arguments(payload or b"{}")
+            return arguments.args, arguments.kwargs
+        line, body = _raw_parts(content, payload)
+        return [body], _decode_named(line)
+    except _READ_ERRORS as error:
+        raise _unreadable(error) from error
+
+
+def _read_raw(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        if content == "json":
+            arguments = _decode_raw_arguments(payload or b"{}")
+            return arguments.args, arguments.kwargs
+        line, body = _raw_parts(content, payload)
+        return [body], _decode_raw_named(line)
+    except _READ_ERRORS as error:
+        raise _unreadable(error) from error
+
+
+def _raw_parts(content: str, payload: bytes) -> tuple[bytes, bytes]:
+    """The named arguments as JSON, and the one that is bytes."""
+    if content != "raw":
+        raise ValueError(f"payloads of content {content!r} are not known here")
+    line, _, body = payload.partition(b"\n")
+    return line.strip() or b"{}", body
+
+
+def _unreadable(error: Exception) -> InvalidRequest:
+    return InvalidRequest(f"cannot be read: {error}", "args")
+
+
+def _decode_any(data: bytes | Raw) -> Any:
+    try:
+        return _decode(data)
+    except _READ_ERRORS as error:
+        raise InvalidRequest(f"cannot be read: {error}") from error
+
+
+def _invalid(error: Exception) -> InvalidRequest:
+    """`Expected … - at `$.x`` as an error of the place `.x`."""
+    message, at, path = str(error).rpartition(" - at ")
+    if not at:
+        return InvalidRequest(str(error))
+    is_key = path.startswith("`key` in ")
+    inside = path.removeprefix("`key` in ").strip("`").removeprefix("$")
+    return InvalidRequest(message + (", as a key" if is_key else ""), inside or None)
+
+
+def _without_types(signature: inspect.Signature) -> str:
+    """`(image, width=100)`: what is to be given, without its types."""
+    bare = [each.replace(annotation=_Kind.empty) for each in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def _names_around(function: Callable[..., Any]) -> dict[str, Any]:
+    """The names that a function's annotations may use."""
+    inner: Any = inspect.unwrap(function)
+    while hasattr(inner, "func"):  # functools.partial
+        inner = inner.func
+    inner = getattr(inner, "__func__", inner)
+    if not hasattr(inner, "__globals__"):
+        inner = getattr(type(inner), "__call__", inner)  # noqa: B004  an object that can be called
+    return getattr(inner, "__globals__", _NO_ARGUMENTS)
+
+
+def _resolved(annotation: Any, default: Any, names: dict[str, Any]) -> Any:
+    """An annotation without names in quotes; `= None` allows None. Empty if a name cannot be found."""
+    if annotation is _Kind.empty:
+        return annotation
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        found = typing.get_type_hints(holder, names, names, include_extras=True)["it"]
+        return typing.Optional[found] if default is None else found  # noqa: UP045  of any kind of type
+    except Exception:  # names for type checkers alone, syntax of a later Python: as if nothing were said
+        return _Kind.empty
