@@ -35,12 +35,14 @@ from .client_core import (
     checked_key,
     fits_header,
 )
+from .commands import PASSING_KEY_PREFIX
 from .discovery import discovery_file, find_service
 from .errors import InvalidRequest, Unavailable
 
 CONNECT_SECONDS = 3.0
 STREAM_SILENCE_SECONDS = 30.0  # the service sends something at least every 10 s, a failover lasts up to 15
 KEPT_ALIVE_MAX = 32
+OWN_KEY_SECONDS = 240.0  # the service remembers a passing key for longer than this
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 T = TypeVar("T")
@@ -186,10 +188,15 @@ class Connection:
         """
         all_headers = dict(headers or {})
         if method != "GET":
-            all_headers["Idempotency-Key"] = str(uuid.uuid4()) if key is None else checked_key(key)
+            all_headers["Idempotency-Key"] = self._own_key(wait_seconds) if key is None else checked_key(key)
         request = Request(method, path, content, params, all_headers, wait_seconds, good)
         answer, _ = self.run(lambda now: self.talks.exchange(request, now, _until.get()))
         return answer
+
+    def _own_key(self, wait_seconds: float) -> str:
+        """For the retries of one call: the service need not remember it much longer than they last."""
+        passing = self.deadline_seconds + wait_seconds <= OWN_KEY_SECONDS
+        return f"{PASSING_KEY_PREFIX if passing else ''}{uuid.uuid4()}"
 
     @contextlib.contextmanager
     def stream(self, path: str, params: Mapping[str, Any]) -> Iterator[LineStream]:

@@ -19,6 +19,7 @@ from .errors import Refusal
 from .jobs import AttemptRecord, BlobRef, ErrorInfo, JobOptions, NewJob, Result, State
 
 AUTOMATIC_KEY_PREFIX = "~"  # keys that a replica made; kept for minutes, not for a day
+PASSING_KEY_PREFIX = "once-"  # keys that a caller made for its own retries alone: kept as those
 
 
 # --- commands ------------------------------------------------------------------------------------
@@ -186,7 +187,10 @@ class ReadFeed(msgspec.Struct, array_like=True, tag="read_feed"):
 
 
 class GetQueues(msgspec.Struct, array_like=True, tag="get_queues"):
-    pass
+    """Those with the most jobs, or the one that is named."""
+
+    limit: int = 1_000
+    queue: str | None = None
 
 
 class GetWorkers(msgspec.Struct, array_like=True, tag="get_workers"):
@@ -270,8 +274,12 @@ class QueueView(msgspec.Struct, array_like=True):
 
 
 class Queues(msgspec.Struct, array_like=True, tag="queues"):
+    """`others` are the jobs of the `unlisted` queues, by state."""
+
     queues: list[QueueView]
     now: float
+    unlisted: int = 0
+    others: dict[str, int] = {}
 
 
 class WorkerView(msgspec.Struct, array_like=True):

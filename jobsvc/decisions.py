@@ -43,11 +43,11 @@ from .jobs import TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, en
 from .pack_references import PackReferences
 from .queue_state import QueueState, awaits_pull
 from .ready_lanes import next_jobs
+from .remembered_keys import FINGERPRINT_BYTES
 from .selections import SUITS, next_slice
 
 AUTOMATIC_KEY_SECONDS = 300.0  # far longer than any replica goes on sending one command
-QUEUES_MAX = 10_000
-KEYS_MAX = 2_000_000
+QUEUES_MAX = 100_000  # that hold jobs or are paused; others are not known
 CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
 IDS_SHOWN = 5
 
@@ -75,8 +75,6 @@ def decide(state: QueueState, command: c.Command, limits: Limits) -> Decision:
         known = keys.get(command.key)
         if known is not None and known.expires_at > state.log_time:
             return Decision([], _known_answer(known.fingerprint, known.answer, command))
-        if len(keys) >= KEYS_MAX and next(iter(keys.values())).expires_at > state.log_time:
-            return _refuse("too_many_jobs", "too many idempotency keys are remembered", retry_after=60.0)
     decision = _DECIDERS[type(command)](state, command, limits)
     if command.key is None or isinstance(decision.answer, Refusal):
         return decision
@@ -89,7 +87,7 @@ def decide(state: QueueState, command: c.Command, limits: Limits) -> Decision:
 
 
 def _known_answer(fingerprint: bytes, answer: bytes, command: c.Command) -> c.Reply:
-    if fingerprint != command.fingerprint:
+    if fingerprint[:FINGERPRINT_BYTES] != command.fingerprint[:FINGERPRINT_BYTES]:
         return Refusal("key_reused", "this idempotency key was used for another request", "Idempotency-Key")
     reply = _reply_decoder.decode(answer)
     if isinstance(reply, c.Accepted) and isinstance(command, c.Enqueue):
@@ -116,14 +114,21 @@ def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
         return _refuse("invalid", "job ids must be new and different", "jobs")
     if len(state.jobs) + len(ids) > limits.max_jobs:
         detail = f"{len(state.jobs)} jobs are held, {limits.max_jobs} at most"
-        ended = any(state.total(each) for each in TERMINAL)  # they will make room, and soon
-        return _refuse("too_many_jobs", detail, retry_after=1.0 if ended else 5.0)
+        return _refuse("too_many_jobs", detail, retry_after=1.0 if state.counts.ended else 5.0)
     if not all(0 <= job.option < len(command.options) for job in command.jobs):
         return _refuse("invalid", "a job names options that did not come with it", "options")
     new_queues = {options.queue for options in command.options} - state.counts.keys()
     if len(state.counts) + len(new_queues) > QUEUES_MAX:
-        return _refuse("invalid", f"there are {QUEUES_MAX} queues already", "queue")
+        return _too_many_queues(state)
     return Decision([JobsEnqueued(command.options, command.jobs)], c.Accepted(ids, created=True))
+
+
+def _too_many_queues(state: QueueState) -> Decision:
+    """A queue whose jobs have all ended makes room; those that have jobs to run, or are paused, do not."""
+    detail = f"{len(state.counts)} queues hold jobs or are paused, {QUEUES_MAX} at most"
+    if any(map(state.counts.has_ended, state.counts)):
+        return _refuse("too_many_jobs", detail, "queue", retry_after=1.0)
+    return _refuse("invalid", detail, "queue")
 
 
 def _cancel(state: QueueState, command: c.Cancel, limits: Limits) -> Decision:
@@ -181,10 +186,10 @@ def missing(state: QueueState, job_id: bytes) -> Refusal:
 
 def _patch_queue(state: QueueState, command: c.PatchQueue, limits: Limits) -> Decision:
     answer = c.QueuePatched(command.queue, command.paused)
-    if command.queue not in state.counts and len(state.counts) >= QUEUES_MAX:
-        return _refuse("invalid", f"there are {QUEUES_MAX} queues already", "queue")
-    if state.paused.get(command.queue, False) == command.paused and command.queue in state.counts:
+    if state.paused.get(command.queue, False) == command.paused:
         return Decision([], answer)
+    if command.queue not in state.counts and len(state.counts) >= QUEUES_MAX:
+        return _too_many_queues(state)
     return Decision([QueuePaused(command.queue, command.paused)], answer)
 
 
@@ -338,7 +343,7 @@ def next_due(state: QueueState) -> float | None:
 
 def excess(state: QueueState, limits: Limits, room: int = 0) -> int:
     """How many jobs that have ended are beyond the limit, or in the way of `room` new ones."""
-    terminal = sum(state.total(each) for each in TERMINAL)
+    terminal = state.counts.ended
     crowded = len(state.jobs) + room - limits.max_jobs if room else 0
     return max(terminal - limits.retained_jobs_max, min(crowded, terminal))
 

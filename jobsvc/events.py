@@ -26,6 +26,8 @@ class Change(enum.Enum):
     CANCEL = "c"  # someone asked for it
     REVIVE = "v"  # someone put a dead job back
 
+    __hash__ = object.__hash__  # as State's
+
 
 class EpochBegan(msgspec.Struct, array_like=True, tag="ep"):
     epoch: int

@@ -67,7 +67,8 @@ _KEY = _parameter(
     "Idempotency-Key",
     {"type": "string", "minLength": 1, "maxLength": KEY_LENGTH_MAX, "pattern": "^[ -}][ -~]*$"},
     "Printable ASCII, not beginning with `~`. The same key with the same request gets the first answer "
-    "again; with another request it is refused (409). Kept for a day.",
+    "again; with another request it is refused (409). Kept for a day, or for five minutes if it begins with "
+    "`once-`; where more are used than the service can hold, the oldest go first.",
 )
 REQUEST_ID_HEADER = _parameter(
     "header",
@@ -345,7 +346,8 @@ OPERATIONS: tuple[Operation, ...] = (
         "queues",
         "service",
         "List queues",
-        "Counts by state, age of the oldest queued job, throughput.",
+        "Counts by state, age of the oldest queued job, throughput. A queue is there while it has a job or "
+        "is paused. Of more than 1,000 those with the most jobs are listed, the rest is `others`.",
         (Answer(200, "The queues, by name.", {JSON_TYPE: v.QueuesDocument}),),
         _READ,
     ),

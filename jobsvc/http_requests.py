@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from starlette.requests import ClientDisconnect, Request
 
-from .commands import AUTOMATIC_KEY_PREFIX
+from .commands import AUTOMATIC_KEY_PREFIX, PASSING_KEY_PREFIX
 from .errors import InvalidRequest, Refusal, Refused
 from .jobs import id_bytes
 from .settings import MIB
@@ -177,7 +177,7 @@ def idempotency_key(request: Request) -> str | None:
         raise InvalidRequest(f"must be one key of 1 to {KEY_LENGTH_MAX} printable ASCII characters", _KEY)
     if key.startswith(AUTOMATIC_KEY_PREFIX):
         raise InvalidRequest(f"must not begin with {AUTOMATIC_KEY_PREFIX!r}", _KEY)
-    return key
+    return AUTOMATIC_KEY_PREFIX + key if key.startswith(PASSING_KEY_PREFIX) else key
 
 
 _KEY = "Idempotency-Key"

@@ -32,6 +32,7 @@ from .http_views import (
 from .jobs import State
 from .manager_status import commit_problem, leader_of
 from .settings import Settings
+from .tallies import QUEUES_MAX
 from .tasks import Registry, TaskDefinition
 
 LEADER_SECONDS = 2.0  # for the leader's part of a status
@@ -65,7 +66,7 @@ class ServiceRoutes:
     # --- queues, workers, tasks ---
 
     async def queues(self, request: Request) -> Response:
-        """Every queue that ever had a job or a setting."""
+        """The queues that have a job or are paused; of very many those with the most jobs."""
         query_values(request, ())
         return json_response(queues_document(await self._gateway.get(c.GetQueues(), c.Queues)))
 
@@ -80,7 +81,7 @@ class ServiceRoutes:
         patch = _decoded_patch(body)
         key, fingerprint = await key_and_fingerprint(request, body)
         patched, queues = await self._gateway.ask(
-            c.PatchQueue(queue, patch.paused, key, fingerprint), c.GetQueues()
+            c.PatchQueue(queue, patch.paused, key, fingerprint), c.GetQueues(queue=queue)
         )
         expect(patched, c.QueuePatched)
         document = queues_document(expect(queues, c.Queues))
@@ -152,7 +153,7 @@ class ServiceRoutes:
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
         statuses = await self._gateway.statuses()
-        queues = await self._of_leader(statuses, c.GetQueues(), c.Queues)
+        queues = await self._of_leader(statuses, c.GetQueues(QUEUES_MAX), c.Queues)
         workers = await self._of_leader(statuses, c.GetWorkers(), c.Workers)
         now = self._gateway.wall()
         text = metrics.render(statuses, queues, workers, self._own(), now)

@@ -167,6 +167,8 @@ class QueueDocument(msgspec.Struct):
 class QueuesDocument(msgspec.Struct):
     queues: list[QueueDocument]
     now: Time
+    unlisted: int  # queues beyond the thousand with the most jobs
+    others: dict[str, int]  # and their jobs, by state
 
 
 class QueuePatch(msgspec.Struct, forbid_unknown_fields=True):
@@ -411,17 +413,14 @@ def feed_document(page: c.FeedPage, after: int) -> FeedDocument:
 def queues_document(queues: c.Queues) -> QueuesDocument:
     found = [
         QueueDocument(
-            queue.name,
-            queue.pool,
-            queue.paused,
-            queue.counts,
+            *(queue.name, queue.pool, queue.paused, queue.counts),
             optional_time(queue.oldest_queued_at),
             None if queue.oldest_queued_at is None else max(0.0, queues.now - queue.oldest_queued_at),
             queue.finished_per_second,
         )
         for queue in queues.queues
     ]
-    return QueuesDocument(found, time_text(queues.now))
+    return QueuesDocument(found, time_text(queues.now), queues.unlisted, queues.others)
 
 
 def workers_document(workers: c.Workers, ray: str | None = None) -> WorkersDocument:

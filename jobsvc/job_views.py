@@ -6,6 +6,8 @@ after `SCAN_MAX` and hands back a cursor. Counts come from the state machine, so
 
 from __future__ import annotations
 
+import heapq
+
 from . import commands as c
 from .decisions import IDS_SHOWN, missing, result_of
 from .errors import Refusal
@@ -53,7 +55,7 @@ def _why_it_waits(state: QueueState, job: Job) -> str | None:
         return "for its next attempt" if job.attempt else "for its time to come"
     if job.state is not State.QUEUED:
         return None
-    if state.paused.get(job.options.queue, False):
+    if job.options.queue in state.paused:
         return f"queue {job.options.queue} is paused"
     return f"for a worker of pool {job.options.pool}"
 
@@ -159,24 +161,43 @@ def _feed_entry(job: Job, place: int) -> c.FeedEntry:
     )
 
 
-def get_queues(state: QueueState, finished_per_second: dict[str, float], pools: dict[str, str]) -> c.Queues:
-    """Every queue that ever had a job or a setting. `pools` names the pool of a queue without jobs."""
-    oldest: dict[str, float] = {}
-    pool_of: dict[str, str] = {}
-    for (queue, pool), lane in state.lanes.items():
-        pool_of[queue] = pool
-        job = lane.oldest()
-        if job is not None:
-            oldest[queue] = min(job.created_at, oldest.get(queue, job.created_at))
-    queues = [
-        c.QueueView(
-            queue,
-            pool_of.get(queue, pools.get(queue, "default")),
-            state.paused.get(queue, False),
-            {each.value: count for each, count in counts.items()},
-            oldest.get(queue),
-            finished_per_second.get(queue, 0.0),
-        )
-        for queue, counts in sorted(state.counts.items())
-    ]
-    return c.Queues(queues, state.log_time)
+def get_queues(
+    state: QueueState,
+    finished_per_second: dict[str, float],
+    pools: dict[str, str],
+    query: c.GetQueues | None = None,
+) -> c.Queues:
+    """The queues that have a job or are paused. `pools` names the pool of a queue in which nothing waits."""
+    query = c.GetQueues() if query is None else query
+    limit = max(1, min(query.limit, PAGE_MAX))
+    if query.queue is not None:
+        names = [query.queue] if query.queue in state.counts else []
+    elif len(state.counts) <= limit:
+        names = list(state.counts)
+    else:
+        names = heapq.nlargest(limit, state.counts, key=lambda queue: sum(state.counts[queue].values()))
+    views = [_queue_view(state, queue, finished_per_second, pools) for queue in sorted(names)]
+    if query.queue is not None or len(names) == len(state.counts):
+        return c.Queues(views, state.log_time)
+    others = {
+        each.value: state.total(each) - sum(state.counts[queue][each] for queue in names) for each in State
+    }
+    return c.Queues(views, state.log_time, len(state.counts) - len(names), others)
+
+
+def _queue_view(
+    state: QueueState, queue: str, finished_per_second: dict[str, float], pools: dict[str, str]
+) -> c.QueueView:
+    pool, oldest = pools.get(queue, "default"), None
+    for lane in state.lanes.of_queue(queue):
+        first = lane.oldest()
+        if first is not None and (oldest is None or first.created_at < oldest):
+            pool, oldest = lane.pool, first.created_at
+    return c.QueueView(
+        queue,
+        pool,
+        queue in state.paused,
+        {each.value: count for each, count in state.counts[queue].items()},
+        oldest,
+        finished_per_second.get(queue, 0.0),
+    )

@@ -38,6 +38,8 @@ class State(enum.Enum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    __hash__ = object.__hash__  # Enum's own is Python, and every move of a job looks up four of them
+
 
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
@@ -52,6 +54,8 @@ class Outcome(enum.Enum):
     LOST = "lost"  # the worker or its machine is gone
     CANCELLED = "cancelled"  # killed because a cancel was asked for
     RELEASED = "released"  # given back without charge: drain, spot notice, retire
+
+    __hash__ = object.__hash__
 
 
 class BlobRef(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -223,15 +223,17 @@ class Leader:
             return Refusal("internal", f"{kind} met a defect in the service: {said(error)}")
         self.apply_events(decision.events)
         self.bulkheads.call("metrics", self.tallies.command, request, decision.answer)
-        if isinstance(request, c.Enqueue) and isinstance(decision.answer, Refusal):
+        if isinstance(decision.answer, Refusal):
             self.bulkheads.call("retirement", self._make_room, request, decision.answer)
         for event in decision.events:
             if isinstance(event, JobsCancelled):
                 self.bulkheads.call("cancelling", self._wake_holders, event.ids)
         return decision.answer
 
-    def _make_room(self, request: c.Enqueue, refusal: Refusal) -> None:
-        if refusal.code == "too_many_jobs":
+    def _make_room(self, request: c.Command, refusal: Refusal) -> None:
+        if refusal.code == "too_many_jobs" and refusal.field == "queue":
+            self._retirement.make_queues()
+        elif refusal.code == "too_many_jobs" and isinstance(request, c.Enqueue):
             self._retirement.make_room(len(request.jobs))
 
     def read(self, query: c.Query) -> c.Reply:

@@ -60,7 +60,7 @@ class LeaderReads:
                 return job_views.read_feed(state, query)
             case c.GetQueues():
                 finished = self._throughput.per_second(self._clock())
-                return job_views.get_queues(state, finished, self._settings.queues)
+                return job_views.get_queues(state, finished, self._settings.queues, query)
             case c.GetWorkers():
                 return self.workers()
         return Refusal("invalid", "unknown request")

@@ -47,6 +47,7 @@ from .queue_state import QueueState, apply
 from .settings import Settings
 from .snapshots import prune, write_snapshot
 from .state_history import StateHistory
+from .tallies import QUEUES_MAX
 
 STALE_CHECK_SECONDS = 5.0
 SLEPT_SECONDS = 2.0  # it looks at least once a second
@@ -398,7 +399,7 @@ class Manager:
         workers: c.Workers | None = None
         with self._bulkheads.alone("metrics"):
             if leader is not None:
-                queues, workers = leader.read(c.GetQueues()), leader.workers()
+                queues, workers = leader.read(c.GetQueues(QUEUES_MAX)), leader.workers()
         return status, queues if isinstance(queues, c.Queues) else None, workers
 
     def status(self) -> bytes:

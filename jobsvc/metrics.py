@@ -161,6 +161,8 @@ def _queue_samples(queues: c.Queues) -> Iterator[Sample]:
         yield Sample("jobsvc_oldest_queued_age_seconds", labels, age)
         yield Sample("jobsvc_queue_paused", labels, float(queue.paused))
         yield Sample("jobsvc_queue_finished_per_second", labels, queue.finished_per_second)
+    for state, count in queues.others.items():
+        counts[OTHER, state] = counts.get((OTHER, state), 0.0) + count
     for (name, state), total in counts.items():
         yield Sample("jobsvc_jobs", {"queue": name, "state": state}, total)
 

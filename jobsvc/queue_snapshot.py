@@ -17,7 +17,8 @@ import msgspec
 
 from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
 from .pack_references import PackReferences
-from .queue_state import KeyRecord, QueueState, awaits_pull, lane_of
+from .queue_state import QueueState, awaits_pull, forget_if_unused, lane_of
+from .remembered_keys import KeyRecord
 from .segments import Segment, jobs_of, neighbours
 
 JOBS_PER_PART = 2_000
@@ -141,10 +142,11 @@ def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
     state.next_seq = header.next_seq
     state.feed_first = header.feed_first
     state.feed = [None] * header.feed_length
-    state.paused = header.paused
-    state.counts = {queue: dict.fromkeys(State, 0) for queue in header.queues}
-    state.keys = header.keys
-    state.automatic_keys = header.automatic_keys
+    state.paused.update((queue, True) for queue, paused in header.paused.items() if paused)
+    for queue in header.queues:
+        state.counts.know(queue)
+    state.keys.restore(header.keys)
+    state.automatic_keys.restore(header.automatic_keys)
     state.retired_order.extend(header.retired)
     state.retired = dict.fromkeys(header.retired)
     for each in header.options:
@@ -176,7 +178,7 @@ def _restore_segment(state: QueueState, options: list[JobOptions], rows: list[Jo
         return False
     state.order.append(segment)
     state.options.use(chosen, segment.size)
-    state.counts[chosen.queue][State.QUEUED] += segment.size
+    state.counts.add(chosen.queue, State.QUEUED, segment.size)
     lane_of(state, chosen).add_new(segment)
     return True
 
@@ -199,7 +201,7 @@ def _restore_each(state: QueueState, options: list[JobOptions], rows: list[JobRo
         state.jobs[job.id] = job
         state.order.append(job)
         state.options.use(chosen, 1)
-        state.counts[chosen.queue][job.state] += 1
+        state.counts.add(chosen.queue, job.state, 1)
         if job.details is not None or type(job.payload) is BlobRef:
             state.packs.add_all_of(job)
         _index(state, job)
@@ -224,7 +226,9 @@ def _index(state: QueueState, job: Job) -> None:
 
 
 def _restore_orders(state: QueueState) -> None:
-    """What is ordered by completion, not by acceptance."""
+    """What is ordered by completion, not by acceptance; and what version 0.1 remembered for ever."""
+    for queue in list(state.counts):
+        forget_if_unused(state, queue)
     for job in state.feed:
         if job is None:
             continue
@@ -250,19 +254,22 @@ def fingerprint(state: QueueState) -> bytes:
 def check_invariants(state: QueueState) -> None:
     """Raise AssertionError if a collection disagrees with the jobs. O(jobs): for tests and simulation."""
     counts = {queue: dict.fromkeys(State, 0) for queue in state.counts}
+    totals = dict.fromkeys(State, 0)
     packs = PackReferences()
     uses: dict[JobOptions, int] = {}
     all_jobs = [job for job in map(state.jobs.peek, state.jobs) if job is not None]
     assert len(all_jobs) == len(state.jobs), "an id in the table is not found"
     for job in all_jobs:
         counts[job.options.queue][job.state] += 1
+        totals[job.state] += 1
         uses[job.options] = uses.get(job.options, 0) + 1
         packs.add_all_of(job)
         if state.jobs.holds(job):
             _check_job(state, job)
     for segment in state.jobs.segments:
         _check_segment(state, segment)
-    assert counts == state.counts, "counts disagree"
+    assert counts == state.counts and totals == state.counts.totals, "counts disagree"
+    _check_queues(state)
     assert packs == state.packs, "packs disagree"
     failed = {job.id for job in all_jobs if job.state is State.FAILED}
     grouped = [job_id for group in state.failures.all() for job_id in group]
@@ -275,6 +282,20 @@ def check_invariants(state: QueueState) -> None:
     leased = {job_id for held in state.leases.values() for job_id in held}
     running = {job.id for job in all_jobs if job.state is State.RUNNING}
     assert leased == running, "leases and running jobs disagree"
+
+
+def _check_queues(state: QueueState) -> None:
+    for queue, counts in state.counts.items():
+        assert queue in state.paused or any(counts.values()), f"{queue}: empty, and not forgotten"
+    assert all(state.paused.values()) and state.paused.keys() <= state.counts.keys(), "paused disagree"
+    for (queue, pool), lane in state.lanes.items():
+        listed = any(each is lane for each in state.lanes.ready(pool))
+        live = lane.oldest() is not None
+        assert live <= lane.filled, f"{queue}: queued jobs, and the lane is not filled"
+        assert listed == (lane.filled and queue not in state.paused), f"{queue}: not listed as it should be"
+    firsts = [first.seq for lane in state.lanes.values() if (first := lane.oldest()) is not None]
+    oldest = state.lanes.oldest()
+    assert (None if oldest is None else oldest[0].seq) == min(firsts, default=None), "not the oldest"
 
 
 def _check_segment(state: QueueState, segment: Segment) -> None:

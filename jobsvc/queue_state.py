@@ -37,10 +37,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
-
-import msgspec
 
 from .commands import AUTOMATIC_KEY_PREFIX
 from .errors import JobsvcError
@@ -76,7 +73,9 @@ from .jobs import (
     State,
 )
 from .pack_references import PackReferences
-from .ready_lanes import Lane
+from .queue_counts import QueueCounts
+from .ready_lanes import Lane, Lanes
+from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
 from .segments import JobTable, Segment, neighbours
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
@@ -110,14 +109,6 @@ class IllegalTransition(JobsvcError):
     """An event asked for a move that the table does not have: a defect, never a bad request."""
 
 
-class KeyRecord(msgspec.Struct, array_like=True, gc=False):
-    """What an idempotency key was used for, and what it was answered."""
-
-    fingerprint: bytes
-    answer: bytes
-    expires_at: float
-
-
 class QueueState:
     """Everything the service knows about jobs. Changed by `apply` alone."""
 
@@ -129,18 +120,18 @@ class QueueState:
         self.order: list[Job | Segment] = []  # by seq; retired jobs linger until the next compaction
         self.order_retired = 0
         self.options = InternedOptions()
-        self.lanes: dict[tuple[str, str], Lane] = {}  # (queue, pool)
-        self.paused: dict[str, bool] = {}
+        self.paused: dict[str, bool] = {}  # those that are
+        self.lanes = Lanes(self.jobs, self.paused)
         self.due: list[tuple[float, int, Job]] = []
         self.leases: dict[str, dict[bytes, Job]] = {}
-        self.counts: dict[str, dict[State, int]] = {}
+        self.counts = QueueCounts()
         self.feed: list[Job | None] = []
         self.feed_first = 1  # finish_seq of feed[0]
         self.failures = FailureGroups()
         self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
         self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
-        self.keys: dict[str, KeyRecord] = {}
-        self.automatic_keys: dict[str, KeyRecord] = {}  # apart: they expire long before the others
+        self.keys = RememberedKeys()
+        self.automatic_keys = RememberedKeys()  # apart: they expire long before the others
         self.packs = PackReferences()
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
@@ -152,20 +143,16 @@ class QueueState:
         return self.feed_first + len(self.feed)
 
     def total(self, state: State) -> int:
-        return sum(counts[state] for counts in self.counts.values())
+        return self.counts.totals[state]
 
     def totals(self) -> dict[State, int]:
-        return {state: self.total(state) for state in State}
+        return dict(self.counts.totals)
 
     def ready_lanes(self, pool: str) -> list[Lane]:
         """The lanes from which a worker of this pool may be served now."""
-        return [
-            lane
-            for (queue, lane_pool), lane in self.lanes.items()
-            if lane_pool == pool and not self.paused.get(queue, False)
-        ]
+        return self.lanes.ready(pool)
 
-    def keys_like(self, key: str) -> dict[str, KeyRecord]:
+    def keys_like(self, key: str) -> RememberedKeys:
         """The table in which this idempotency key is remembered."""
         return self.automatic_keys if key.startswith(AUTOMATIC_KEY_PREFIX) else self.keys
 
@@ -189,7 +176,8 @@ def _epoch_began(state: QueueState, event: EpochBegan) -> None:
 def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
     options = [state.options.intern(options) for options in event.options]
     lanes = [lane_of(state, each) for each in options]
-    counts = [_count(state, each.queue) for each in options]
+    for each in options:
+        state.counts.know(each.queue)
     uses = [0] * len(options)
     for group in neighbours(event.jobs, _option_of):
         option = group[0].option
@@ -201,10 +189,13 @@ def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
         lanes[option].add_new(segment)
         uses[option] += segment.size
         state.next_seq = segment.stop
-    for chosen, count, used in zip(options, counts, uses, strict=True):
-        count[State.QUEUED] += used
+    for chosen, used in zip(options, uses, strict=True):
+        state.counts.add(chosen.queue, State.QUEUED, used)
         state.options.use(chosen, used)
-    state.options.forget_unused(options)
+    if not all(uses):
+        state.options.forget_unused(options)
+        for chosen in options:
+            forget_if_unused(state, chosen.queue)
 
 
 def _option_of(new: NewJob) -> int:
@@ -227,9 +218,8 @@ def _add_each(
             job.state = State.SCHEDULED
             job.details = Details(run_at=new.run_at)
             heapq.heappush(state.due, (new.run_at, job.seq, job))
-            count = _count(state, chosen.queue)
-            count[State.SCHEDULED] += 1
-            count[State.QUEUED] -= 1  # the whole event is counted as queued
+            state.counts.add(chosen.queue, State.SCHEDULED, 1)
+            state.counts.add(chosen.queue, State.QUEUED, -1)  # the whole event is counted as queued
         else:
             lanes[new.option].add_new(job)
         if type(new.payload) is BlobRef:
@@ -387,6 +377,7 @@ def awaits_pull(job: Job) -> bool:
 
 
 def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
+    queues: dict[str, None] = {}
     for job_id in event.ids:
         job = state.jobs.pop(job_id)
         details = job.details
@@ -394,7 +385,8 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         state.feed[details.finish_seq - state.feed_first] = None
         details.pulled = True  # leaves `unpulled`
         details.finish_seq = None  # leaves `retention`
-        _count(state, job.options.queue)[job.state] -= 1
+        state.counts.add(job.options.queue, job.state, -1)
+        queues[job.options.queue] = None
         state.options.use(job.options, -1)
         state.options.forget_unused([job.options])
         state.failures.drop(job)
@@ -403,6 +395,8 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         state.retired_order.append(job_id)
         if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
             del state.retired[state.retired_order.popleft()]
+    for queue in queues:
+        forget_if_unused(state, queue)
     _drop_dead_retention(state)
     _compact(state, len(event.ids))
 
@@ -425,17 +419,19 @@ def _compact(state: QueueState, retired: int) -> None:
 
 
 def _queue_paused(state: QueueState, event: QueuePaused) -> None:
-    state.paused[event.queue] = event.paused
-    _count(state, event.queue)
+    if event.paused:
+        state.counts.know(event.queue)
+        state.paused[event.queue] = True
+        state.lanes.pause(event.queue)
+    else:
+        state.paused.pop(event.queue, None)
+        state.lanes.resume(event.queue)
+        forget_if_unused(state, event.queue)
 
 
 def _key_remembered(state: QueueState, event: KeyRemembered) -> None:
-    keys = state.keys_like(event.key)
-    keys.pop(event.key, None)  # the newest goes to the end: expiry looks at the front
-    keys[event.key] = KeyRecord(event.fingerprint, event.answer, event.expires_at)
-    for key, record in list(islice(keys.items(), 2)):
-        if record.expires_at <= state.log_time:
-            del keys[key]
+    record = KeyRecord(event.fingerprint[:FINGERPRINT_BYTES], event.answer, event.expires_at)
+    state.keys_like(event.key).remember(event.key, record, state.log_time)
 
 
 _APPLIERS: dict[type, Callable[[QueueState, Any], None]] = {
@@ -461,9 +457,11 @@ def _move(state: QueueState, job: Job, change: Change) -> None:
     target = TRANSITIONS[job.state].get(change)
     if target is None:
         raise IllegalTransition(f"job {job.id.hex()}: {change.name} in state {job.state.value}")
-    counts = state.counts[job.options.queue]
-    counts[job.state] -= 1
+    counts, totals, before = state.counts[job.options.queue], state.counts.totals, job.state
+    counts[before] -= 1
     counts[target] += 1
+    totals[before] -= 1
+    totals[target] += 1
     job.state = target
 
 
@@ -484,14 +482,11 @@ def _finish(state: QueueState, job: Job) -> None:
 
 def lane_of(state: QueueState, options: JobOptions) -> Lane:
     """The lane of jobs with these options."""
-    lane = state.lanes.get((options.queue, options.pool))
-    if lane is None:
-        lane = state.lanes[options.queue, options.pool] = Lane(options.queue, options.pool, state.jobs)
-    return lane
+    return state.lanes[options.queue, options.pool]
 
 
-def _count(state: QueueState, queue: str) -> dict[State, int]:
-    counts = state.counts.get(queue)
-    if counts is None:
-        counts = state.counts[queue] = dict.fromkeys(State, 0)
-    return counts
+def forget_if_unused(state: QueueState, queue: str) -> None:
+    """A queue that is empty and not paused leaves nothing behind."""
+    if queue in state.counts and queue not in state.paused and state.counts.is_empty(queue):
+        del state.counts[queue]
+        state.lanes.forget(queue)

@@ -17,13 +17,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
 
 from .jobs import Job, State
 from .segments import JobTable, Segment, seq_of
 
 _QUEUED = State.QUEUED
+EMPTY_LINES_MAX = 8  # of one lane: callers may choose priorities freely
 
 
 class _Line:
@@ -41,6 +42,9 @@ class _Line:
     def __len__(self) -> int:
         in_segments = sum(segment.size - 1 for segment in self.segments)
         return len(self.fresh) + len(self.behind) + in_segments + len(self.returned)
+
+    def has_entries(self) -> bool:
+        return bool(self.fresh or self.behind or self.returned)
 
     def before(self, seq: int) -> int:
         """How many entries are older than this."""
@@ -132,9 +136,12 @@ def _distinct(entries: list[tuple[int, int, Job]]) -> Iterator[Job]:
 class Lane:
     """The queued jobs of one queue and one pool."""
 
-    def __init__(self, queue: str, pool: str, jobs: JobTable) -> None:
+    def __init__(self, queue: str, pool: str, jobs: JobTable, lanes: Lanes | None = None) -> None:
         self.queue = queue
         self.pool = pool
+        self.filled = lanes is None  # has entries, and `lanes` knows; a lane on its own needs nobody to know
+        self.marked: int | None = None  # no live entry is older: its place among all `lanes`
+        self._lanes = lanes
         self.lines: dict[int, _Line] = {}  # by priority
         self._order: list[int] = []  # priorities, highest first
         self._entries = 0
@@ -150,14 +157,26 @@ class Lane:
     def add_new(self, entry: Job | Segment) -> None:
         """What has just been accepted: its seq is greater than that of all before it."""
         self._line(entry.options.priority).add(entry)
+        if not self.filled and self._lanes is not None:
+            self._lanes.fill(self, entry.seq)
 
     def add_returned(self, job: Job) -> None:
+        if self._lanes is not None and (not self.filled or self.marked is None or job.seq < self.marked):
+            self._lanes.fill(self, job.seq)
         self._entries += 1
         heapq.heappush(self._line(job.options.priority).returned, (job.seq, self._entries, job))
 
     def drop_dead_heads(self) -> None:
+        """Where events are applied: afterwards a lane without live jobs has no entries."""
+        left = 0
         for line in self.lines.values():
             line.drop_dead_heads()
+            left += line.has_entries()
+        if len(self.lines) > left + EMPTY_LINES_MAX:
+            self.lines = {priority: line for priority, line in self.lines.items() if line.has_entries()}
+            self._order = sorted(self.lines, reverse=True)
+        if not left and self._lanes is not None:
+            self._lanes.empty(self)
 
     def oldest(self) -> Job | Segment | None:
         """The live job that was accepted first, of any priority, or the segment that begins with it."""
@@ -180,6 +199,89 @@ class Lane:
                 break
             jobs.extend(self.lines[priority].heads(count - len(jobs)))
         return jobs
+
+
+class Lanes(dict[tuple[str, str], Lane]):
+    """All lanes by queue and pool, and at hand those that have something.
+
+    There may be thousands of queues that are paused, or whose jobs have all ended: what is asked for each job
+    and each second looks at none of them."""
+
+    def __init__(self, jobs: JobTable, paused: Container[str]) -> None:
+        super().__init__()
+        self._jobs = jobs
+        self._paused = paused
+        self._ready: dict[str, dict[str, Lane]] = {}  # pool -> queue -> lane: filled, and not paused
+        self._oldest: list[tuple[int, int, Lane]] = []  # heap by `marked`; what says otherwise is dead
+        self._marks = 0
+        self._pools: dict[str, None] = {}  # those that a lane ever had: the operator's, so a few
+
+    def __missing__(self, key: tuple[str, str]) -> Lane:
+        self._pools[key[1]] = None
+        lane = self[key] = Lane(*key, self._jobs, self)
+        return lane
+
+    def ready(self, pool: str) -> list[Lane]:
+        """Those from which a worker of this pool may be served now."""
+        return list(self._ready.get(pool, {}).values())
+
+    def oldest(self) -> tuple[Job | Segment, str] | None:
+        """The queued job that was accepted first, or the segment that begins with it, and its queue."""
+        heap = self._oldest
+        while heap:
+            seq, _, lane = heap[0]
+            first = lane.oldest() if lane.marked == seq else None
+            if first is not None and first.seq == seq:
+                return first, lane.queue
+            if first is None:
+                heapq.heappop(heap)
+                if lane.marked == seq:
+                    lane.marked = None
+            else:
+                lane.marked = first.seq
+                self._marks += 1
+                heapq.heapreplace(heap, (first.seq, self._marks, lane))
+        return None
+
+    def fill(self, lane: Lane, seq: int) -> None:
+        """A lane got an entry: its first one, or one that may be older than all others."""
+        if not lane.filled:
+            lane.filled = True
+            if lane.queue not in self._paused:
+                self._ready.setdefault(lane.pool, {})[lane.queue] = lane
+        if lane.marked is None or seq < lane.marked:
+            lane.marked = seq
+            self._marks += 1
+            heapq.heappush(self._oldest, (seq, self._marks, lane))
+
+    def empty(self, lane: Lane) -> None:
+        """A lane has no entry any more."""
+        if lane.filled:
+            lane.filled = False
+            self._not_ready(lane)
+
+    def _not_ready(self, lane: Lane) -> None:
+        ready = self._ready.get(lane.pool, {})
+        if ready.pop(lane.queue, None) is not None and not ready:
+            del self._ready[lane.pool]
+
+    def pause(self, queue: str) -> None:
+        for lane in self.of_queue(queue):
+            self._not_ready(lane)
+
+    def resume(self, queue: str) -> None:
+        for lane in self.of_queue(queue):
+            if lane.filled:
+                self._ready.setdefault(lane.pool, {})[queue] = lane
+
+    def forget(self, queue: str) -> None:
+        """A queue without jobs is known no more."""
+        for lane in self.of_queue(queue):
+            self.empty(lane)
+            del self[queue, lane.pool]
+
+    def of_queue(self, queue: str) -> list[Lane]:
+        return [lane for pool in self._pools if (lane := self.get((queue, pool))) is not None]
 
 
 def next_jobs(lanes: list[Lane], count: int) -> list[Job]:

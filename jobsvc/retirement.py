@@ -36,6 +36,7 @@ SLICE_JOBS = 500
 SMALL_ROUND_SECONDS = 1.0  # from the beginning of a round to that of the next one that is not full
 AGE_LOOK_SECONDS = 5.0  # how often jobs are looked for that have become too old
 LISTS_AT_ONCE = 16
+QUEUES_SHARE = 10  # of the jobs that have ended so much goes where there are too many queues
 
 Item = TypeVar("Item")
 
@@ -72,6 +73,12 @@ class Retirement:
         if jobs <= self._limits.max_jobs:
             self._room = max(self._room, jobs)
             self._due.set()
+
+    def make_queues(self) -> None:
+        """A new queue was refused, because so many have jobs that have ended: the oldest of these go."""
+        spare = self._limits.max_jobs - len(self._state.jobs)
+        self._room = max(self._room, spare + 1 + self._state.counts.ended // QUEUES_SHARE)
+        self._due.set()
 
     async def run(self) -> None:
         """For ever."""

@@ -6,6 +6,7 @@ It is volatile: a manager that begins anew begins with none.
 
 from __future__ import annotations
 
+import heapq
 import zlib
 from collections import deque
 
@@ -83,14 +84,13 @@ class StateHistory:
     def pulse(self, state: QueueState) -> c.Pulse:
         """What one look should tell."""
         at, queue = oldest_queued(state)
-        paused = [name for name, is_paused in state.paused.items() if is_paused]
-        waiting = {name: state.counts[name][State.QUEUED] for name in paused if name in state.counts}
-        paused.sort(key=lambda name: -waiting.get(name, 0))
+        waiting = {queue: state.counts[queue][State.QUEUED] for queue in state.paused}
+        paused = heapq.nlargest(PAUSED_SHOWN, waiting, key=waiting.__getitem__)
         return c.Pulse(
             state.log_time,
             at,
             queue,
-            paused[:PAUSED_SHOWN],
+            paused,
             sum(waiting.values()),
             len(state.failures),
             *self.rates(),
@@ -103,16 +103,12 @@ def mark(state: QueueState) -> int:
 
     A change that takes itself back within one look is missed: whoever relies on it looks again now and then.
     """
-    paused = sum(state.paused.values())
+    paused = len(state.paused)
     seen = (state.epoch, state.next_seq, state.next_finish_seq, len(state.jobs), state.totals(), paused)
     return zlib.crc32(repr(seen).encode())
 
 
 def oldest_queued(state: QueueState) -> tuple[float | None, str | None]:
     """When the oldest queued job was accepted, and its queue."""
-    found: tuple[float | None, str | None] = (None, None)
-    for (queue, _), lane in state.lanes.items():
-        job = lane.oldest()
-        if job is not None and (found[0] is None or job.created_at < found[0]):
-            found = job.created_at, queue
-    return found
+    found = state.lanes.oldest()
+    return (None, None) if found is None else (found[0].created_at, found[1])

@@ -57,9 +57,9 @@ export function Queues() {
     Fragment,
     null,
     h("h1", { tabIndex: -1 }, "Queues"),
-    h(Live, { url: "v1/queues", every: 1, rest: 15 }, ({ queues }, reread) => {
+    h(Live, { url: "v1/queues", every: 1, rest: 15 }, ({ queues, unlisted, others }, reread) => {
       if (!queues.length) return h("p", { class: "empty" }, "No queue yet: a queue is made by its first job.");
-      const sums = Object.fromEntries(STATES.map((state) => [state, queues.reduce((sum, queue) => sum + queue.counts[state], 0)]));
+      const sums = Object.fromEntries(STATES.map((state) => [state, queues.reduce((sum, queue) => sum + queue.counts[state], unlisted ? others[state] : 0)]));
       return h(
         Scroll,
       { label: "Queues" },
@@ -80,6 +80,9 @@ export function Queues() {
             ),
           ),
           h("tbody", null, queues.map((queue) => h(Row, { key: queue.name, queue, reread }))),
+          unlisted
+            ? h("tbody", null, h("tr", null, h("th", { scope: "row" }, `${unlisted} more`), h("td"), h(StateCounts, { counts: others }), h("td"), h("td"), h("td")))
+            : null,
           h("tfoot", null, h("tr", null, h("th", { scope: "row" }, "all"), h("td", null), h(StateCounts, { counts: sums }), h("td"), h("td", { class: "number" }, rate(queues.reduce((sum, queue) => sum + queue.finished_per_second, 0))), h("td"))),
         ),
       );

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from jobsvc import decisions
+from jobsvc import decisions, queue_snapshot, remembered_keys
 from jobsvc.commands import Accepted, Cancel, Changed, Enqueue, PatchQueue, Pull, Pulled, QueuePatched, Retry
 from jobsvc.decisions import backoff_seconds
 from jobsvc.errors import Refusal
@@ -439,17 +441,63 @@ def test_an_automatic_key_lives_for_minutes() -> None:
     world.check()
 
 
-def test_a_full_table_of_keys_refuses_until_the_oldest_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decisions, "KEYS_MAX", 2)
+def test_of_a_full_table_of_keys_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered_keys, "KEYS_MAX", 2)
     world = World(idempotency_seconds=100.0)
-    world.do(enqueue_of(1, key="a"))
-    world.do(enqueue_of(2, key="b"))
-    assert code(world.do(enqueue_of(3, key="c"))) == "too_many_jobs"
-    assert isinstance(world.do(enqueue_of(1, key="a")), Accepted)  # known ones are answered
+    for number, key in ((1, "a"), (2, "b"), (3, "c")):
+        assert isinstance(world.do(enqueue_of(number, key=key)), Accepted)
+    assert list(world.state.keys) == ["b", "c"]
+    assert world.do(enqueue_of(2, key="b")) == Accepted([job_id(2)], True)  # known ones are answered
+    assert isinstance(world.do(PatchQueue("q", True, "another")), QueuePatched)
     world.after(100.0)
-    assert isinstance(world.do(enqueue_of(3, key="c")), Accepted)
-    assert list(world.state.keys) == ["c"]
+    assert isinstance(world.do(enqueue_of(4, key="d")), Accepted)
+    assert list(world.state.keys) == ["d"]
     world.check()
+
+
+def test_keys_are_bounded_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered_keys, "KEYS_BYTES_MAX", 10_000)
+    world = World()
+    for number in range(20):
+        batch = [1_000 * number + each for each in range(100)]
+        world.do(enqueue_of(*batch, key=f"batch {number}"))
+        assert world.state.keys.bytes <= 10_000
+    assert 1 < len(world.state.keys) < 6 and "batch 19" in world.state.keys
+    world.check()
+
+
+def test_a_key_that_is_used_again_is_as_young_as_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered_keys, "KEYS_MAX", 2)
+    world = World(idempotency_seconds=100.0)
+    # given a key that has expired and is used again, after a longer lived one came
+    world.do(enqueue_of(1, key="a"))
+    world.limits = world.limits._replace(idempotency_seconds=1_000.0)
+    world.do(enqueue_of(2, key="b"))
+    world.after(100.0).do(enqueue_of(3, key="a"))
+    assert list(world.state.keys) == ["b", "a"]
+    # then it is not the oldest
+    world.do(enqueue_of(4, key="c"))
+    assert list(world.state.keys) == ["a", "c"]
+    world.do(enqueue_of(5, key="d"))
+    assert list(world.state.keys) == ["c", "d"]
+    world.check()
+
+
+def test_a_table_of_keys_that_turns_over_stays_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = remembered_keys.RememberedKeys()
+    monkeypatch.setattr(remembered_keys, "KEYS_MAX", 200_000)
+    for number in range(200_000):
+        keys.remember(str(number), remembered_keys.KeyRecord(b"", b"", 1e9), 0.0)
+
+    def seconds(first: int) -> float:
+        began = time.perf_counter()
+        for number in range(first, first + 20_000):
+            keys.remember(str(number), remembered_keys.KeyRecord(b"", b"", 1e9), 0.0)
+        return time.perf_counter() - began
+
+    times = [seconds(200_000 + 20_000 * turn) for turn in range(20)]
+    assert len(keys) == 200_000
+    assert max(times) < 10 * min(times)
 
 
 # --- pull -----------------------------------------------------------------------------------------
@@ -554,3 +602,86 @@ def test_one_round_of_retiring_is_bounded() -> None:
     for job in world.enqueue(7):
         world.run(job)
     assert len(decisions.retire(world.state, world.limits, count_max=5)) == 5
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_millions_of_live_keys_keep_nobody_out(paused: bool) -> None:
+    world = World()
+    record = remembered_keys.KeyRecord(b"", b"", world.state.log_time + 24 * HOUR)
+    world.state.keys.restore({str(number): record for number in range(remembered_keys.KEYS_MAX)})
+    assert isinstance(world.do(PatchQueue("q", paused, "new")), QueuePatched)
+    assert isinstance(world.do(enqueue_of(1, key="newer")), Accepted)
+    assert len(world.state.keys) == remembered_keys.KEYS_MAX
+    assert "0" not in world.state.keys and "newer" in world.state.keys
+
+
+def test_an_empty_queue_that_is_not_paused_is_forgotten() -> None:
+    world = World(retained_jobs_max=0)
+    # given queues that were used once, one of them in two pools, and one that is paused
+    for number in range(50):
+        for job in world.enqueue(queue=f"q{number}"):
+            world.run(job)
+    [gpu] = world.enqueue(queue="q0", pool="gpu")
+    world.do(Cancel([gpu]))
+    world.do(PatchQueue("held", True))
+    assert len(world.state.counts) == 51
+    # when their last jobs are retired
+    world.retire()
+    # then they leave nothing behind
+    assert list(world.state.counts) == ["held"] and not world.state.lanes
+    world.check()
+    # and neither does the paused one when it is resumed, nor one that is only named
+    world.do(PatchQueue("held", False))
+    world.do(PatchQueue("never", False))
+    assert world.state.counts == {} and world.state.paused == {}
+    world.check()
+
+
+def test_a_paused_queue_gives_nothing_however_it_came_to_have_jobs() -> None:
+    world = World()
+    world.do(PatchQueue("q", True))
+    [first] = world.enqueue(queue="q")
+    assert world.lease() == []
+    world.do(PatchQueue("q", False))
+    assert world.lease() == [first]
+    world.do(PatchQueue("q", True))
+    world.report(first, Outcome.RELEASED)
+    [second] = world.enqueue(queue="q")
+    world.check()
+    assert world.lease() == []
+    world.do(PatchQueue("q", False))
+    world.check()
+    assert world.lease("w1", 9) == [first, second]
+    world.check()
+
+
+def test_queues_whose_jobs_have_ended_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "QUEUES_MAX", 2)
+    world = World()
+    [ended] = world.enqueue(queue="ended")
+    world.run(ended)
+    world.enqueue(queue="live")
+    refusal = world.do(Enqueue([JobOptions("t", queue="more")], [NewJob(job_id(9), 0, b"x")]))
+    assert code(refusal) == "too_many_jobs" and refusal.retry_after_seconds == 1.0
+    world.check()
+
+
+def test_what_is_asked_for_each_job_looks_at_no_other_queue() -> None:
+    # given thousands of queues: paused ones with jobs, and some whose jobs wait for their time or have ended
+    world = World()
+    for number in range(3_000):
+        queue = f"q{number}"
+        match number % 3:
+            case 0:
+                world.do(PatchQueue(queue, True))
+                world.enqueue(queue=queue)
+            case 1:
+                world.enqueue(queue=queue, run_at=world.state.log_time + HOUR)
+            case 2:
+                world.run(*world.enqueue(queue=queue))
+    # then a worker's question looks at one lane
+    [job] = world.enqueue(queue="mine")
+    assert [lane.queue for lane in world.state.ready_lanes("default")] == ["mine"]
+    assert world.lease() == [job]
+    assert world.state.ready_lanes("default") == []
+    queue_snapshot.check_invariants(world.state)

@@ -200,3 +200,16 @@ def test_queues_add_up() -> None:
     assert queues[0].finished_per_second == 1.5
     world.lease("w1", 2)
     assert young and job_views.get_queues(world.state, {}, {}).queues[0].oldest_queued_at is None
+
+
+def test_of_many_queues_those_with_the_most_jobs_are_listed() -> None:
+    world = World()
+    for number in range(20):
+        world.enqueue(number + 1, queue=f"q{number:02}")
+    found = job_views.get_queues(world.state, {}, {}, c.GetQueues(limit=5))
+    assert [queue.name for queue in found.queues] == ["q15", "q16", "q17", "q18", "q19"]
+    # and none is left out of the sums
+    assert found.unlisted == 15 and found.others["queued"] == sum(range(1, 16))
+    [one] = job_views.get_queues(world.state, {}, {}, c.GetQueues(queue="q03")).queues
+    assert (one.name, one.counts["queued"]) == ("q03", 4)
+    assert job_views.get_queues(world.state, {}, {}, c.GetQueues(queue="never")).queues == []

@@ -196,3 +196,9 @@ def test_figures_that_cannot_be_told_are_tried_again(
         asyncio.run(metrics.feed_ray(update))
     assert rounds[0] is rounds[1]
     assert "a label that Ray does not like" in caplog.text
+
+
+def test_queues_that_are_not_listed_are_other() -> None:
+    queues = c.Queues([queue("q", queued=2)], NOW, 7, {"queued": 5, "running": 1})
+    found = values(samples([leader()], queues, None, NOW))
+    assert (found["jobsvc_jobs", "q", "queued"], found["jobsvc_jobs", "other", "queued"]) == (2, 5)

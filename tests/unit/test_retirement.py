@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import history_lines
+from jobsvc import decisions, history_lines
+from jobsvc.errors import Refusal
 from jobsvc.jobs import (
     AttemptRecord,
     BlobRef,
@@ -290,3 +291,25 @@ def test_what_becomes_too_old_leaves_at_the_rate_at_which_it_came() -> None:
         await until(lambda: not len(a.state.jobs), 9.0)
 
     run(story, retention_seconds=2.0)
+
+
+def test_queues_whose_jobs_have_ended_never_keep_new_ones_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decisions, "QUEUES_MAX", 50)
+
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        # given more names than there may be queues, each used once
+        for number in range(120):
+            batch = enqueue_of([job_id(next(numbers))], queue=f"user-{number}")
+            [answer] = await pair.ask(a, batch)
+            if isinstance(answer, Refusal):
+                # then who is refused is taken a second later
+                assert (answer.code, answer.retry_after_seconds) == ("too_many_jobs", 1.0)
+                await asyncio.sleep(1.0)
+                [answer] = await pair.ask(a, batch)
+            assert isinstance(answer, c.Accepted)
+            [grant] = (await pair.report(a, can_take=1)).grants
+            await pair.report(a, finished=[done(grant)])
+        assert len(a.state.counts) <= 50
+
+    run(story)
