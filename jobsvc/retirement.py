@@ -88,8 +88,9 @@ class Retirement:
                 while await self._round() == ROUND_JOBS_MAX:
                     pass  # more are due
         finally:
-            if self._deleting is not None:
-                self._deleting.cancel()
+            deleting, self._deleting = self._deleting, None
+            if deleting is not None:
+                deleting.cancel()
 
     async def _until_due(self) -> None:
         """Wait for a full round, for a small one that is late enough, or for the time to look at ages."""
