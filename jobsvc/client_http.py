@@ -104,6 +104,7 @@ class Connection:
         if addresses.token is not None and not fits_header(addresses.token):
             raise InvalidRequest("must be printable ASCII", "token")
         self.token = addresses.token
+        self._deadline_seconds = deadline_seconds
         self.talks = Talks(Route(addresses.urls), deadline_seconds, random.Random())
         self._opening = threading.Lock()
         self._http: httpx.Client | None = None
@@ -195,7 +196,8 @@ class Connection:
 
     def _own_key(self, wait_seconds: float) -> str:
         """For the retries of one call: the service need not remember it much longer than they last."""
-        passing = self.deadline_seconds + wait_seconds <= OWN_KEY_SECONDS
+        deadline = self._deadline_seconds
+        passing = deadline is not None and deadline + wait_seconds <= OWN_KEY_SECONDS
         return f"{PASSING_KEY_PREFIX if passing else ''}{uuid.uuid4()}"
 
     @contextlib.contextmanager
