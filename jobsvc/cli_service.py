@@ -185,7 +185,8 @@ def _set_paused(queue: str, paused: bool, json: bool, url: str | None) -> None:
 
 def workers(json: JsonOption = False, url: UrlOption = None) -> None:
     """Every worker, and what it runs."""
-    columns = ("name", "pool", "state", "current_job", "leases", "pid", "node", "seen_seconds_ago")
+    heard = ("pid", "node", "seen_seconds_ago")
+    columns = ("name", "pool", "state", "current_job", "leases", *heard, "held_back_since", "held_back")
     with errors_as_exit_codes(), client(url) as connection:
         found = connection.workers()
         print_json(found) if json else print_rows(

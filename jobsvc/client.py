@@ -70,7 +70,7 @@ LIST_PAGE = 500
 # what a notebook shows of these documents
 TASK_COLUMNS = ("name", "description", "queue", "max_attempts", "timeout_seconds")
 QUEUE_COLUMNS = ("name", "pool", "paused", "counts", "oldest_queued_age_seconds", "finished_per_second")
-WORKER_COLUMNS = ("name", "pool", "state", "current_job", "leases", "seen_seconds_ago")
+WORKER_COLUMNS = ("name", "pool", "state", "current_job", "leases", "seen_seconds_ago", "held_back")
 FAILURE_COLUMNS = ("count", "task", "type", "message", "place", "last_at", "latest_id")
 JSON_TYPE = {"Content-Type": "application/json"}
 LINES_TYPE = {"Content-Type": "application/x-ndjson"}

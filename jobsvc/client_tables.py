@@ -101,7 +101,9 @@ def status_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         waiting = f", {pool['waiting']}" if pool["waiting"] else ""
         yield f"pool {pool['name']}", f"{pool['observed']} of {pool['wanted']} wanted workers{waiting}"
     for worker in document["workers"] or ():
-        yield worker["name"], worker["current_job"] or worker["state"]
+        held_back = f"held back since {worker['held_back_since']}: {worker['held_back']}"
+        state = held_back if worker["state"] == "held_back" else worker["state"]
+        yield worker["name"], worker["current_job"] or state
 
 
 def addresses(urls: Sequence[str]) -> str:

@@ -287,11 +287,13 @@ class WorkerView(msgspec.Struct, array_like=True):
     pid: int
     node: str
     pool: str
-    state: str  # starting | idle | busy | leaving | silent
+    state: str  # starting | idle | busy | held_back | leaving | silent
     current: str | None  # what it runs, in words
     held: int  # leases
     seen_seconds_ago: float
     actor: str = ""  # its id in Ray
+    held_back: str | None = None  # why it can run nothing now
+    held_back_since: float | None = None
 
 
 class PoolView(msgspec.Struct, array_like=True):
@@ -301,6 +303,7 @@ class PoolView(msgspec.Struct, array_like=True):
     min_workers: int
     max_workers: int
     waiting: str | None = None  # what it waits for, in words
+    held_back: int = 0  # of its workers
 
 
 class Workers(msgspec.Struct, array_like=True, tag="workers"):

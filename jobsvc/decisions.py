@@ -39,7 +39,7 @@ from .events import (
     KeyRemembered,
     QueuePaused,
 )
-from .jobs import TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, encode
+from .jobs import TASK_UNKNOWN, TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, encode
 from .pack_references import PackReferences
 from .queue_state import QueueState, awaits_pull
 from .ready_lanes import next_jobs
@@ -48,6 +48,7 @@ from .selections import SUITS, next_slice
 
 AUTOMATIC_KEY_SECONDS = 300.0  # far longer than any replica goes on sending one command
 QUEUES_MAX = 100_000  # that hold jobs or are paused; others are not known
+UNKNOWN_PAUSE_SECONDS_MAX = 60.0  # until a job whose task nobody has is tried again
 CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
 IDS_SHOWN = 5
 
@@ -261,6 +262,10 @@ def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, flo
     lease = state.lease_of(job)
     if outcome is Outcome.CANCELLED or (lease is not None and lease.cancel_requested):
         return Change.CANCEL, None
+    if outcome is Outcome.RELEASED and finished.error is not None and finished.error.type == TASK_UNKNOWN:
+        return Change.RETRY_LATER, state.log_time + min(
+            2.0 ** min(job.attempt, 60), UNKNOWN_PAUSE_SECONDS_MAX
+        )
     if outcome is Outcome.RELEASED:
         return Change.GIVE_BACK, None
     if finished.final:

@@ -180,12 +180,14 @@ class WorkerDocument(msgspec.Struct):
     pid: int
     node: str
     pool: str
-    state: Literal["starting", "idle", "busy", "leaving", "silent"]
+    state: Literal["starting", "idle", "busy", "held_back", "leaving", "silent"]
     current_job: Annotated[str | None, Meta(description="task and job id")]
     leases: int
     seen_seconds_ago: float
     actor_id: ActorId
     ray_url: RayUrl
+    held_back: Annotated[str | None, Meta(description="why it can run nothing now")]
+    held_back_since: Time | None
 
 
 class PoolDocument(msgspec.Struct):
@@ -195,6 +197,7 @@ class PoolDocument(msgspec.Struct):
     min_workers: int
     max_workers: int
     waiting: str | None
+    held_back: Annotated[int, Meta(description="workers that can run nothing now")]
 
 
 class WorkersDocument(msgspec.Struct):
@@ -375,7 +378,7 @@ def job_document(
         run_at=optional_time(view.run_at),
         finished_at=optional_time(view.finished_at),
         payload_bytes=view.payload_bytes,
-        content=_content(options.content),
+        content=_known(options.content),
         labels=dict(options.labels),
         batch=options.batch,
         pulled=view.pulled,
@@ -386,8 +389,8 @@ def job_document(
     )
 
 
-def _content(content: str) -> Any:
-    return content
+def _known(text: str) -> Any:
+    return text
 
 
 def completion_document(entry: c.FeedEntry) -> CompletionDocument:
@@ -426,21 +429,16 @@ def queues_document(queues: c.Queues) -> QueuesDocument:
 def workers_document(workers: c.Workers, ray: str | None = None) -> WorkersDocument:
     found = [
         WorkerDocument(
-            *(w.name, w.pid, w.node, w.pool, _known_state(w.state), w.current, w.held, w.seen_seconds_ago),
-            w.actor or None,
-            actor_link(ray, w.actor),
+            *(w.name, w.pid, w.node, w.pool, _known(w.state), w.current, w.held, w.seen_seconds_ago),
+            *(w.actor or None, actor_link(ray, w.actor), w.held_back, optional_time(w.held_back_since)),
         )
         for w in workers.workers
     ]
     pools = [
-        PoolDocument(p.name, p.wanted, p.observed, p.min_workers, p.max_workers, p.waiting)
+        PoolDocument(p.name, p.wanted, p.observed, p.min_workers, p.max_workers, p.waiting, p.held_back)
         for p in workers.pools
     ]
     return WorkersDocument(found, pools)
-
-
-def _known_state(state: str) -> Any:
-    return state
 
 
 def status_document(

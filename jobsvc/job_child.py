@@ -24,6 +24,7 @@ from .process_tree import TOKEN_VARIABLE, ProcessTree
 _PIPE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
 _OUTPUT_BYTES_PER_TURN = 1 << 22  # then other things get their turn
+OUTPUT_PAUSE_SECONDS = 0.01
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent)
 _decode_end = msgspec.msgpack.Decoder(EndFrame).decode
 
@@ -34,7 +35,8 @@ class JobChild:
     def __init__(self, setup: Setup, environment: Mapping[str, str], token: str, log_bytes_max: int) -> None:
         self.sent: dict[int, ReadyJob] = {}
         self.sent_bytes = 0
-        self.ready = False
+        self.ready = False  # its tasks are loaded, and it may run jobs
+        self.is_unfit = False  # it has turned out that it cannot
         self.exited = asyncio.Event()
         self.keeper = OutputKeeper(log_bytes_max)  # output since the last mark
         self.outputs: dict[int, bytes] = {}  # output in front of a mark, by its number
@@ -48,16 +50,18 @@ class JobChild:
         self.write(frame(setup))
 
     def _spawn(self, environment: Mapping[str, str], token: str) -> None:
-        jobs_end, self._jobs_fd = os.pipe()
-        self.results_fd, results_end = os.pipe()
-        self.output_fd, output_end = os.pipe()
-        control_end, self._control_fd = os.pipe()
-        board_fd = os.memfd_create(f"jobsvc-board-{token}")
-        os.ftruncate(board_fd, BOARD_BYTES)
-        self.board = Board(board_fd)
-        given = (jobs_end, results_end, control_end, board_fd)
-        path = [_PACKAGE_PARENT, *filter(None, [environment.get("PYTHONPATH")])]
+        """Raises OSError where there is nothing to make a process of; then nothing stays open."""
+        opened: list[int] = []
         try:
+            for _ in range(4):
+                opened += os.pipe()
+            opened.append(os.memfd_create(f"jobsvc-board-{token}"))
+            jobs_end, self._jobs_fd, self.results_fd, results_end, *more = opened
+            self.output_fd, output_end, control_end, self._control_fd, board_fd = more
+            os.ftruncate(board_fd, BOARD_BYTES)
+            self.board = Board(board_fd)
+            given = (jobs_end, results_end, control_end, board_fd)
+            path = [_PACKAGE_PARENT, *filter(None, [environment.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "jobsvc.job_process", str(os.getpid()), *map(str, given)],
                 stdin=subprocess.DEVNULL,
@@ -67,11 +71,14 @@ class JobChild:
                 start_new_session=True,
                 env={**environment, "PYTHONPATH": os.pathsep.join(path), TOKEN_VARIABLE: token},
             )
-        finally:
-            for fd in (*given, output_end):
-                os.close(fd)
-        self.pid = self._process.pid
-        self.pid_fd = os.pidfd_open(self.pid)
+            self.pid = self._process.pid
+            self.pid_fd = os.pidfd_open(self.pid)
+        except OSError:
+            for fd in opened:
+                os.close(fd)  # a child that was started sees it, and ends
+            raise
+        for fd in (*given, output_end):
+            os.close(fd)
         for fd in (self._jobs_fd, self.results_fd, self.output_fd):
             os.set_blocking(fd, False)
         for fd in (self.results_fd, self.output_fd):
@@ -182,12 +189,31 @@ class JobChild:
 
     # --- end ---
 
-    def watch(
-        self, results: Callable[[], None], output: Callable[[], None], exited: Callable[[], None]
-    ) -> None:
-        self._loop.add_reader(self.results_fd, results)
-        self._loop.add_reader(self.output_fd, output)
+    def watch(self, take_results: Callable[[], float], exited: Callable[[], None]) -> None:
+        """Call back when there are results, which returns the pause until the next look, and at the end."""
+        self._loop.add_reader(self.results_fd, self._results_waiting, take_results)
+        self._loop.add_reader(self.output_fd, self._output_ready)
         self._loop.add_reader(self.pid_fd, exited)
+
+    def _results_waiting(self, take_results: Callable[[], float]) -> None:
+        self._loop.remove_reader(self.results_fd)
+        pause_seconds = take_results()
+        if not self.exited.is_set():
+            self._loop.call_later(pause_seconds, self._watch_results, take_results)
+
+    def _watch_results(self, take_results: Callable[[], float]) -> None:
+        if not self.exited.is_set():
+            self._loop.add_reader(self.results_fd, self._results_waiting, take_results)
+
+    def _output_ready(self) -> None:
+        self._loop.remove_reader(self.output_fd)
+        self.read_output()
+        if not self.exited.is_set():
+            self._loop.call_later(OUTPUT_PAUSE_SECONDS, self._watch_output)
+
+    def _watch_output(self) -> None:
+        if not self.exited.is_set():
+            self._loop.add_reader(self.output_fd, self._output_ready)
 
     def close(self) -> int:
         """Bury a process that has exited. Returns its exit code, or minus the signal that ended it."""

@@ -40,7 +40,7 @@ _MARK_NUMBER = struct.Struct("<Q")
 MARK_BYTES = MARK_TOKEN_BYTES + _MARK_NUMBER.size
 LENGTH = struct.Struct("<I")
 BOARD_BYTES = mmap.PAGESIZE
-READY = 0  # the number of the EndFrame that says "tasks loaded"
+READY = 0  # the number of the EndFrame that says "tasks loaded"; its data are a Loaded
 
 
 class Setup(msgspec.Struct, array_like=True):
@@ -54,6 +54,12 @@ class Setup(msgspec.Struct, array_like=True):
     error_bytes_max: int
     kill_grace_seconds: float
     mark_token: bytes
+
+
+class Loaded(msgspec.Struct, array_like=True):
+    """What a child has loaded: why it is not fit to run anything, if so, a line for each module."""
+
+    problems: list[str] = []
 
 
 class JobFrame(msgspec.Struct, gc=False, array_like=True):
@@ -96,7 +102,9 @@ class ReadyJob(msgspec.Struct, gc=False):
 
 
 class JobEnded(msgspec.Struct, gc=False):
-    """A runner's word that one job has ended, and that nothing of it runs any more."""
+    """A runner's word that one job has ended, and that nothing of it runs any more.
+
+    A job that never ran is RELEASED, and ended when it started."""
 
     job_id: bytes
     attempt: int
@@ -108,6 +116,17 @@ class JobEnded(msgspec.Struct, gc=False):
     data: bytes = b""
     error: ErrorInfo | None = None
     final: bool = False  # see `jobs.Finished`
+
+    @property
+    def never_ran(self) -> bool:
+        return self.outcome is Outcome.RELEASED and self.ended_at <= self.started_at
+
+
+class HeldBack(msgspec.Struct, frozen=True):
+    """A runner can run nothing now: why, in words, and since when on the wall clock."""
+
+    why: str
+    since: float
 
 
 class OutputChunk(msgspec.Struct, gc=False):

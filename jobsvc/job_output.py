@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 
-from .job_frames import MARK_BYTES, MARK_TOKEN_BYTES, mark_number
+from .job_frames import MARK_BYTES, MARK_TOKEN_BYTES, READY, mark_number
+from .settings import KIB
+
+FIRST_CHUNK_SECONDS = 1.0
+CHUNK_SECONDS = 5.0
+CHUNK_BYTES = 64 * KIB
 
 
 class OutputSplitter:
@@ -102,3 +107,25 @@ class OutputKeeper:
         self._tail.clear()
         self._tail_bytes = 0
         return self.take() + notice + tail[over:]
+
+
+class ChunkPace:
+    """When the output of the job that runs is worth a chunk of its own. Seconds are those it has run."""
+
+    def __init__(self) -> None:
+        self._number = READY
+        self._due = 0.0
+
+    def begins(self, number: int, seconds: float) -> bool:
+        """This job runs. True if it has run for so long that somebody may want to look on."""
+        if self._number != number:
+            self._number = number
+            self._due = FIRST_CHUNK_SECONDS
+        return seconds >= FIRST_CHUNK_SECONDS
+
+    def is_due(self, seconds: float, waiting_bytes: int) -> bool:
+        """True when what waits should leave; the next chunk then has its turn later."""
+        if waiting_bytes == 0 or (seconds < self._due and waiting_bytes < CHUNK_BYTES):
+            return False
+        self._due = seconds + CHUNK_SECONDS
+        return True

@@ -34,8 +34,8 @@ from setproctitle import setproctitle
 
 from .job_calls import Call, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
-from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Setup, frame, mark
-from .jobs import ErrorInfo, id_text
+from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
+from .jobs import TASK_UNKNOWN, ErrorInfo, id_text
 from .process_tree import become_subreaper
 from .tasks import CODE_REFUSED, Registry, TasksNotLoaded, builtin_registry
 
@@ -55,6 +55,10 @@ class JobKilled(SystemExit):
     """
 
 
+class _TaskUnknown(Exception):
+    """No task has this name here: nothing of the job has run."""
+
+
 class JobProcess:
     """The loop, and what it restores between jobs."""
 
@@ -70,7 +74,6 @@ class JobProcess:
         self._in_job = False
         self._stdout, self._stderr = _open_text(_STDOUT), _open_text(_STDERR)
         self._flush_c = ctypes.CDLL(None).fflush
-        self._not_loaded: list[str] = []
         self._registry = Registry()
         self._is_fork = False
         os.register_at_fork(after_in_child=self._forget_pipes)
@@ -82,11 +85,13 @@ class JobProcess:
         setup = msgspec.msgpack.decode(self._read_frame() or b"", type=Setup)
         sys.path[:] = setup.sys_path
         self._setup = setup
-        self._load(setup)
+        loaded = Loaded(self._load(setup))
         self._children = JobChildren(setup.kill_grace_seconds)
         self._restore()
         self._end_output(READY)
-        self._write(EndFrame(READY, 0.0, 0.0, 0.0, True))
+        self._write(EndFrame(READY, 0.0, 0.0, 0.0, True, "msgpack", msgspec.msgpack.encode(loaded)))
+        if loaded.problems:
+            return  # the worker tries a fresh process later
         decode = msgspec.msgpack.Decoder(list[JobFrame]).decode
         setproctitle(_TITLE_IDLE)
         while (body := self._read_frame()) is not None:
@@ -95,15 +100,17 @@ class JobProcess:
             self._board.clear()
             setproctitle(_TITLE_IDLE)
 
-    def _load(self, setup: Setup) -> None:
-        """One module that fails must not take the tasks of the others along."""
+    def _load(self, setup: Setup) -> list[str]:
+        """Import the tasks. Returns what is wrong: a process with half of them is not fit to run any."""
         self._registry = builtin_registry(setup.allow_shell)
+        problems: list[str] = []
         for module in setup.tasks:
             try:
                 self._registry.add_module(module)
             except TasksNotLoaded as error:
                 traceback.print_exc()
-                self._not_loaded.append(error.detail)
+                problems.append(error.detail)
+        return problems
 
     def _read_frame(self) -> bytes | None:
         head = self._jobs.read(LENGTH.size)
@@ -173,6 +180,8 @@ class JobProcess:
             return content, data, None, False
         except JobKilled:
             self._leave_killed()
+        except _TaskUnknown as error:
+            return "json", b"", self._cut(ErrorInfo(TASK_UNKNOWN, str(error))), False
         except NoSecondRun as error:
             return "json", b"", self._cut(ErrorInfo(error.kind, str(error))), True
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the job, not the process
@@ -194,7 +203,7 @@ class JobProcess:
             return call_by_value(job.payload)
         definition = self._registry.get(job.task)
         if definition is None:
-            raise LookupError("; ".join([f"no task is named {job.task!r} here", *self._not_loaded]))
+            raise _TaskUnknown(f"no task is named {job.task!r} here")
         if definition.refused is not None:
             raise NoSecondRun("PermissionError", definition.refused)
         return call_of_task(definition, job.content, job.payload)

@@ -16,7 +16,8 @@ How a job ends                                         outcome     error
     its processes outgrew job_memory_bytes_max         CRASHED     OutOfMemory
     its process died of a signal                       CRASHED     ProcessKilled, with the signal's name
     its process left, by os._exit for one              CRASHED     ProcessExited, with the exit code
-    no process for it could be started                 CRASHED     StartFailed
+    no process is fit to run it: see `hold_back`       RELEASED    -
+    the process has no task of this name               RELEASED    TaskUnknown
 
 An end that is final would be the same in every other run, so the job gets none.
 
@@ -29,29 +30,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
+from .hold_back import HoldBack
 from .job_child import JobChild
+from .job_deaths import crash_error, start_failure
 from .job_frames import (
-    MARK_TOKEN_BYTES,
     READY,
     EndFrame,
+    HeldBack,
     JobEnded,
     JobKey,
+    Loaded,
     OutputChunk,
     ReadyJob,
     RunnerEvent,
     RunningJob,
-    Setup,
 )
-from .jobs import ErrorInfo, Outcome
+from .job_output import ChunkPace
+from .job_start import start_child
+from .jobs import TASK_UNKNOWN, ErrorInfo, Outcome
 from .process_tree import become_subreaper
-from .settings import DEFAULT_POOL, KIB, MIB, Settings
+from .settings import DEFAULT_POOL, MIB, Settings
 
 SENT_JOBS_MAX = 256
 SENT_BYTES_MAX = 4 * MIB
@@ -59,18 +64,14 @@ SENT_BYTES_MAX = 4 * MIB
 RESULTS_PAUSE_SECONDS = 0.002
 RESULTS_PAUSE_SECONDS_MAX = 0.02
 JOB_COST_SECONDS = 15e-6  # of a job that does nothing
-OUTPUT_PAUSE_SECONDS = 0.01
 LOOK_SECONDS = 0.25  # between two looks at time, memory and output of a running job
-FIRST_CHUNK_SECONDS = 1.0
-CHUNK_SECONDS = 5.0
-CHUNK_BYTES = 64 * KIB
 FUNERALS_SECONDS = 5.0
 START_SECONDS_MAX = 120.0
-STARTS_MAX = 3  # failed in a row, before the next job is told so
-START_PAUSE_SECONDS_MAX = 5.0
+SLOW_START_SECONDS = 10.0  # then what waits for the process goes where one is ready
 _KILL_LOOK_SECONDS = 0.02
 _AFTER_KILL_SECONDS_MAX = 5.0
-_SECRET_VARIABLES = ("JOBSVC_TOKEN",)  # not for jobs
+
+_decode_loaded = msgspec.msgpack.Decoder(Loaded).decode
 
 
 class _Kill:
@@ -99,11 +100,10 @@ class ProcessRunner:
         self._news = asyncio.Event()
         self._work = asyncio.Event()
         self._closed = False
-        self._failed_starts = 0
-        self._start_output = b""
+        self._hold = HoldBack()
+        self._ability_changed = False  # and `next_events` has not returned since
         self._funerals_due = 0.0
-        self._chunk_due = 0.0
-        self._chunk_number = READY  # the job that chunk_due is about
+        self._chunk_pace = ChunkPace()
         self._look_task: asyncio.Task[None] | None = None
         self._defect: BaseException | None = None  # of a task of ours; `next_events` raises it
 
@@ -117,6 +117,8 @@ class ProcessRunner:
 
     def submit(self, jobs: Iterable[ReadyJob]) -> None:
         self._queue.extend(jobs)
+        if self._hold.told is not None:
+            self._give_back()
         self._feed()
 
     def withdraw(self, keys: set[JobKey]) -> set[JobKey]:
@@ -144,13 +146,19 @@ class ProcessRunner:
         job = child.sent[running[0]]
         return RunningJob(job.job_id, job.attempt, job.task, running[1])
 
+    @property
+    def held_back(self) -> HeldBack | None:
+        """Why it can run nothing now, and since when. `next_events` returns when this has changed."""
+        return self._hold.told
+
     async def next_events(self) -> list[RunnerEvent]:
         """What has happened since the last call; waits until something has."""
-        if not self._events and self._defect is None:
+        if not self._events and self._defect is None and not self._ability_changed:
             self._news.clear()
             await self._news.wait()
         if self._defect is not None:
             raise self._defect
+        self._ability_changed = False
         events, self._events = self._events, []
         return events
 
@@ -170,32 +178,22 @@ class ProcessRunner:
 
     # --- starting, feeding, calling back ---
 
-    def _started(self) -> JobChild:
-        settings = self._settings
-        setup = Setup(
-            settings.tasks,
-            sys.path,
-            settings.allow_shell,
-            settings.allow_code,
-            settings.result_bytes_max,
-            settings.error_bytes_max,
-            settings.kill_grace_seconds,
-            secrets.token_bytes(MARK_TOKEN_BYTES),
-        )
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}
-        child = JobChild(setup, environment, secrets.token_hex(16), settings.log_bytes_max)
-        child.watch(
-            lambda: self._results_waiting(child),
-            lambda: self._output_waiting(child),
-            lambda: self._exited(child),
-        )
-        self._start_deadline = time.monotonic() + START_SECONDS_MAX
+    def _started(self) -> JobChild | None:
+        try:
+            child = start_child(self._settings)
+        except OSError as error:  # no memory, processes or descriptors are left: there may be some later
+            self._hold.failed(f"no job process can be started: {error.strerror}", time.time())
+            self._give_back()
+            self._keep(asyncio.create_task(self._replace(), name="jobsvc start a job process"))
+            return None
+        child.watch(lambda: self._results_waiting(child), lambda: self._exited(child))
+        self._started_at = time.monotonic()
         self._work.set()
         return child
 
     def _feed(self) -> None:
         child = self._child
-        if child is None or self._dying is not None or not self._queue:
+        if child is None or not child.ready or self._dying is not None or not self._queue:
             return
         jobs = []
         room = SENT_JOBS_MAX - len(child.sent)
@@ -235,30 +233,11 @@ class ProcessRunner:
 
     # --- what the job process says ---
 
-    def _results_waiting(self, child: JobChild) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(child.results_fd)
+    def _results_waiting(self, child: JobChild) -> float:
+        """Returns the seconds until the next look."""
         taken = self._take_results(child)
         self._feed()
-        if not child.exited.is_set():
-            loop.call_later(_results_pause(len(child.sent), taken), self._watch_results, child)
-
-    def _watch_results(self, child: JobChild) -> None:
-        if not child.exited.is_set():
-            loop = asyncio.get_running_loop()
-            loop.add_reader(child.results_fd, self._results_waiting, child)
-
-    def _output_waiting(self, child: JobChild) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(child.output_fd)
-        child.read_output()
-        if not child.exited.is_set():
-            loop.call_later(OUTPUT_PAUSE_SECONDS, self._watch_output, child)
-
-    def _watch_output(self, child: JobChild) -> None:
-        if not child.exited.is_set():
-            loop = asyncio.get_running_loop()
-            loop.add_reader(child.output_fd, self._output_waiting, child)
+        return _results_pause(len(child.sent), taken)
 
     def _take_results(self, child: JobChild) -> list[EndFrame]:
         ends = child.read_results()
@@ -267,9 +246,7 @@ class ProcessRunner:
         for end in ends:
             output = child.outputs.pop(end.number, b"")
             if end.number == READY:
-                child.ready = True
-                self._failed_starts = 0
-                self._start_output = output
+                self._has_loaded(child, _decode_loaded(end.data))
             elif (job := child.settle(end.number)) is not None:
                 self._say_ended(job, end, output)
         if child.outputs and not child.sent:
@@ -278,7 +255,9 @@ class ProcessRunner:
 
     def _say_ended(self, job: ReadyJob, end: EndFrame, output: bytes) -> None:
         outcome = Outcome.SUCCEEDED if end.error is None else Outcome.RAISED
-        error, final = end.error, end.final
+        error, final, ended_at = end.error, end.final, end.ended_at
+        if error is not None and error.type == TASK_UNKNOWN:
+            outcome, ended_at = Outcome.RELEASED, end.started_at  # nothing of it has run
         kill = self._kill
         if kill is not None and kill.number == end.number and outcome is Outcome.RAISED:
             outcome, error, final = kill.outcome, kill.error, False
@@ -290,7 +269,7 @@ class ProcessRunner:
                 job.attempt,
                 outcome,
                 end.started_at,
-                end.ended_at,
+                ended_at,
                 end.seconds,
                 end.content,
                 end.data,
@@ -300,15 +279,45 @@ class ProcessRunner:
         )
         self._news.set()
 
+    # --- processes that cannot work ---
+
+    def _has_loaded(self, child: JobChild, loaded: Loaded) -> None:
+        if loaded.problems:
+            self._is_unfit(child, "; ".join(loaded.problems))
+            return
+        child.ready = True
+        if self._hold.ends():
+            self._say_ability()
+
+    def _is_unfit(self, child: JobChild, why: str) -> None:
+        """It has run no job and will run none. Its burial starts the next one."""
+        child.is_unfit = True
+        self._hold.failed(why, time.time())
+        self._give_back()
+        child.tree.signal_all(signal.SIGKILL)
+        if not child.exited.is_set():
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _give_back(self) -> None:
+        """Held back: what waits here could run elsewhere."""
+        now = time.time()
+        for job in self._queue:
+            self._events.append(JobEnded(job.job_id, job.attempt, Outcome.RELEASED, now, now, 0.0))
+        self._queue.clear()
+        self._say_ability()
+
+    def _say_ability(self) -> None:
+        self._ability_changed = True
+        self._news.set()
+
     # --- looking after the running job ---
 
     async def _look(self) -> None:
         while True:
             await self._work.wait()
             child = self._child
-            if child is not None and not child.ready and time.monotonic() > self._start_deadline:
-                child.tree.signal_all(signal.SIGKILL)
-                os.kill(child.pid, signal.SIGKILL)
+            if child is not None and not child.ready:
+                self._look_at_start(child)
             if child is not None and time.monotonic() > self._funerals_due:
                 self._funerals_due = time.monotonic() + FUNERALS_SECONDS
                 child.tree.living_members()  # buries what ended jobs have left behind
@@ -319,6 +328,14 @@ class ProcessRunner:
                 self._work.clear()
                 continue
             await asyncio.sleep(wait)
+
+    def _look_at_start(self, child: JobChild) -> None:
+        seconds = time.monotonic() - self._started_at
+        if seconds > START_SECONDS_MAX:
+            self._is_unfit(child, f"its job process has not loaded the tasks in {START_SECONDS_MAX:g} s")
+        elif seconds > SLOW_START_SECONDS and self._hold.told is None:
+            self._hold.begins("its job process is still loading the tasks", time.time() - seconds)
+            self._give_back()
 
     def _look_at(self, child: JobChild) -> float:
         """Returns the seconds until the next look."""
@@ -349,17 +366,11 @@ class ProcessRunner:
 
     def _look_at_output(self, child: JobChild, number: int, job: ReadyJob, seconds: float) -> None:
         """Hand on what a longer job has written so far."""
-        if self._chunk_number != number:
-            self._chunk_number = number
-            self._chunk_due = FIRST_CHUNK_SECONDS
-        if seconds < FIRST_CHUNK_SECONDS:
+        if not self._chunk_pace.begins(number, seconds):
             return
         child.read_output()  # after `number` was seen to run: what follows the last mark is its own
         waiting = child.keeper.waiting_bytes
-        if number in child.outputs or waiting == 0:
-            return
-        if seconds >= self._chunk_due or waiting >= CHUNK_BYTES:
-            self._chunk_due = seconds + CHUNK_SECONDS
+        if number not in child.outputs and self._chunk_pace.is_due(seconds, waiting):
             self._events.append(OutputChunk(job.job_id, job.attempt, child.keeper.take()))
             self._news.set()
 
@@ -423,13 +434,13 @@ class ProcessRunner:
             self._dying = self._kill = None
         else:
             self._child = None
-            await self._replace(child)
+            await self._replace()
         self._feed()
 
     def _settle(self, child: JobChild, victim: int, started: float, output: bytes, exit_code: int) -> None:
         if not child.ready:
-            self._failed_starts += 1
-            self._start_output = output
+            if not child.is_unfit:
+                self._hold.failed(start_failure(exit_code, output), time.time())
         elif (job := child.settle(victim)) is not None:
             seconds = time.monotonic() - started
             kill = self._kill if child is self._dying else None
@@ -442,6 +453,8 @@ class ProcessRunner:
             self._say_dead(job, outcome, error, seconds, output)
         self._queue.extendleft(reversed(child.sent.values()))
         child.sent.clear()
+        if self._hold.told is not None:
+            self._give_back()
 
     def _say_dead(
         self, job: ReadyJob, outcome: Outcome, error: ErrorInfo | None, seconds: float, output: bytes = b""
@@ -454,13 +467,8 @@ class ProcessRunner:
         )
         self._news.set()
 
-    async def _replace(self, dead: JobChild) -> None:
-        if not dead.ready:
-            if self._failed_starts >= STARTS_MAX and self._queue:
-                output = self._start_output[-4 * KIB :].decode("utf-8", "replace")
-                error = ErrorInfo("StartFailed", "the job's process could not be started", output)
-                self._say_dead(self._queue.popleft(), Outcome.CRASHED, error, 0.0)
-            await asyncio.sleep(min(0.05 * 2**self._failed_starts, START_PAUSE_SECONDS_MAX))
+    async def _replace(self) -> None:
+        await asyncio.sleep(self._hold.pause_seconds)
         if not self._closed:
             self._child = self._started()
 
@@ -479,16 +487,3 @@ def _results_pause(sent: int, taken: Sequence[EndFrame]) -> float:
     """Seconds until the next look: a third of what the jobs sent ahead last, if they are like the last."""
     seconds = sum(end.seconds for end in taken) / max(len(taken), 1) + JOB_COST_SECONDS
     return min(max(RESULTS_PAUSE_SECONDS, (sent - 1) * seconds / 3), RESULTS_PAUSE_SECONDS_MAX)
-
-
-def crash_error(exit_code: int) -> ErrorInfo:
-    """What is to be said of a job whose process ended with this code (minus the signal, if one ended it)."""
-    if exit_code >= 0:
-        message = f"the job's process left with exit code {exit_code} before the task returned"
-        return ErrorInfo("ProcessExited", message, exit_code=exit_code)
-    try:
-        name = signal.Signals(-exit_code).name
-    except ValueError:
-        name = f"signal {-exit_code}"
-    why = " (from outside, or because memory ran out)" if name == "SIGKILL" else ""
-    return ErrorInfo("ProcessKilled", f"the job's process was killed by {name}{why}", signal=name)

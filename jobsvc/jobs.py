@@ -25,6 +25,7 @@ import msgspec
 from .errors import InvalidRequest
 
 FORMAT_VERSION = 1
+TASK_UNKNOWN = "TaskUnknown"  # the error of an attempt that was given back because nobody has its task
 HASH_TASK = "jobsvc.sha512"  # the old system's one job; `POST /pullCompleted` hands out its results
 
 
@@ -193,7 +194,7 @@ class WorkerReport(msgspec.Struct, array_like=True):
     first one is running when `busy`. `wait_seconds` lets the leader hold the call until there is
     something to say; a newer call of the same worker ends an older one that waits. `session` tells one
     life of a worker from the next. `leaving` asks for nothing more: released leases are in `finished`
-    with outcome RELEASED.
+    with outcome RELEASED. `held_back` asks for nothing until a job process can work again.
     """
 
     worker: str
@@ -211,6 +212,8 @@ class WorkerReport(msgspec.Struct, array_like=True):
     current: str | None = None  # text for people: task and job id
     puts: int = 0  # PUTs made since the last report that was answered
     actor: str = ""  # its id in Ray
+    held_back: str | None = None  # why it can run nothing now, for people; it then asks for nothing
+    held_back_since: float = 0.0  # wall clock
 
 
 class Grant(msgspec.Struct, gc=False, array_like=True):

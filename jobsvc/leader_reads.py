@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import msgspec
+
 from . import commands as c
 from . import job_views
 from .errors import Refusal
 from .jobs import State
 from .queue_state import QueueState
+from .scaling import since
 from .settings import Settings
 from .state_history import StateHistory
 from .throughput import Throughput
-from .worker_registry import WorkerRegistry
+from .worker_registry import KnownWorker, WorkerRegistry
 
 
 class LeaderReads:
@@ -73,9 +76,9 @@ class LeaderReads:
             if view.worker in self._registry.workers:
                 view.actor = self._registry.workers[view.worker].actor
             if view.state is State.QUEUED and view.waiting is not None:
-                pool = self._pool_views.get(view.options.pool)
-                if pool is not None and pool.waiting is not None:
-                    view.waiting += f": {pool.waiting}"
+                waiting = self._pool_waits(view.options.pool)
+                if waiting is not None:
+                    view.waiting += f": {waiting}"
 
     def workers(self) -> c.Workers:
         now = self._clock()
@@ -91,16 +94,42 @@ class LeaderReads:
                 len(self._state.leases.get(worker.name, ())),
                 now - worker.seen_at,
                 worker.actor,
+                worker.held_back,
+                worker.held_back_since if worker.held_back is not None else None,
             )
             for worker in sorted(self._registry.workers.values(), key=lambda worker: worker.name)
         ]
-        return c.Workers(views, list(self._pool_views.values()))
+        return c.Workers(views, self.pools())
+
+    def pools(self) -> list[c.PoolView]:
+        """What the scaler says of each pool, with those of its workers that can run nothing."""
+        return [
+            msgspec.structs.replace(
+                view, waiting=self._pool_waits(view.name), held_back=len(self._held_back(view.name))
+            )
+            for view in self._pool_views.values()
+        ]
+
+    def _held_back(self, pool: str) -> list[KnownWorker]:
+        return [worker for worker in self._registry.here(pool) if worker.held_back is not None]
+
+    def _pool_waits(self, pool: str) -> str | None:
+        """What a pool waits for, in words: workers that are to come, and those that can run nothing."""
+        view = self._pool_views.get(pool)
+        parts = [view.waiting] if view is not None and view.waiting is not None else []
+        held_back = self._held_back(pool)
+        if held_back:
+            first = min(held_back, key=lambda worker: worker.held_back_since)
+            how_many = f"{len(held_back)} of {len(self._registry.here(pool))} workers"
+            are = f"{how_many} {'is' if len(held_back) == 1 else 'are'} held back"
+            parts.append(f"{are}{since(first.held_back_since)}: {first.held_back}")
+        return "; ".join(parts) or None
 
     def pulse(self) -> c.Pulse:
         """What one look should tell, with what only the leader knows."""
         pulse = self._history.pulse(self._state)
         pulse.workers = self.worker_states()
-        pulse.pools = list(self._pool_views.values())
+        pulse.pools = self.pools()
         return pulse
 
     def worker_states(self) -> dict[str, int]:

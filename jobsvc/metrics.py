@@ -49,6 +49,7 @@ HELP = {
     "jobsvc_queue_finished_per_second": "Jobs finished in the last minute, per second.",
     "jobsvc_workers": "Workers, by pool and state.",
     "jobsvc_workers_wanted": "Workers that a pool should have now.",
+    "jobsvc_workers_held_back_since_timestamp_seconds": "Since when a pool has workers that can run nothing.",
     "jobsvc_is_leader": "1 for the manager that leads.",
     "jobsvc_leader_epoch": "Epoch of the leadership that the manager knows.",
     "jobsvc_takeover_seconds": "How long no leader was heard before this one led.",
@@ -172,9 +173,14 @@ def _worker_samples(workers: c.Workers) -> Iterator[Sample]:
     for worker in workers.workers:
         counts[worker.pool, worker.state] = counts.get((worker.pool, worker.state), 0) + 1
     for pool in workers.pools:
-        for state in ("starting", "idle", "busy", "leaving", "silent"):
+        for state in ("starting", "idle", "busy", "held_back", "leaving", "silent"):
             counts.setdefault((pool.name, state), 0)
         yield Sample("jobsvc_workers_wanted", {"pool": pool.name}, pool.wanted)
+        since = [each.held_back_since for each in workers.workers if each.pool == pool.name]
+        held_back_since = min((at for at in since if at is not None), default=None)
+        if held_back_since is not None:
+            name = "jobsvc_workers_held_back_since_timestamp_seconds"
+            yield Sample(name, {"pool": pool.name}, held_back_since)
     for (pool_name, state), number in counts.items():
         yield Sample("jobsvc_workers", {"pool": pool_name, "state": state}, number)
 

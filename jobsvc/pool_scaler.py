@@ -24,7 +24,7 @@ from .bulkheads import ENDS_ALL, said
 from .errors import Unavailable
 from .jobs import State
 from .leader import Leader
-from .scaling import REFUSAL_SECONDS, Machines, outlook, shape_of, wanted_workers
+from .scaling import REFUSAL_SECONDS, Machines, outlook, shape_of, wanted_workers, while_held_back
 from .settings import PoolSettings, Settings
 from .start_brake import StartBrake
 from .worker_registry import KnownWorker
@@ -191,6 +191,11 @@ class PoolScaler:
             queued=queued,
             running=running,
             job_seconds=measured.seconds if measured is not None else None,
+        )
+        here = leader.registry.here(pool)
+        held_back = sum(worker.held_back is not None for worker in here)
+        wanted = while_held_back(
+            pool_settings, wanted, staying=len(staying), here=len(here), held_back=held_back
         )
         starting = [name for name in staying if name not in workers or not workers[name].reported]
         waiting = await self._waiting(pool, pool_settings, len(starting))

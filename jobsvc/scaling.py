@@ -42,6 +42,15 @@ def wanted_workers(pool: PoolSettings, *, queued: int, running: int, job_seconds
     return max(pool.min_workers, min(wanted, pool.max_workers))
 
 
+def while_held_back(pool: PoolSettings, wanted: int, *, staying: int, here: int, held_back: int) -> int:
+    """How many are wanted where workers can run nothing. `here` of those that stay have reported.
+
+    Where no worker can work, more of them would not either: the backlog is then no reason to start any."""
+    if here == 0 or held_back < here:
+        return wanted
+    return max(pool.min_workers, min(wanted, staying))
+
+
 # --- what a pool waits for -----------------------------------------------------------------------
 
 RECENT_SECONDS = 300.0

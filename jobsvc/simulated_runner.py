@@ -1,7 +1,7 @@
 """A runner without processes: jobs take event-loop time and end as a plan says.
 
-It keeps the contract of `worker.JobRunner`, and runs under virtual time: for the simulation, for tests of
-workers, and for trying out what a worker does. A plan is a function from the job to a `Plan`.
+It keeps the contract of `worker_parts.JobRunner`, and runs under virtual time: for the simulation, for tests
+of workers, and for trying out what a worker does. A plan is a function from the job to a `Plan`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from .job_frames import JobEnded, JobKey, OutputChunk, ReadyJob, RunnerEvent, RunningJob
+from .job_frames import HeldBack, JobEnded, JobKey, OutputChunk, ReadyJob, RunnerEvent, RunningJob
 from .jobs import ErrorInfo, Outcome
 
 
@@ -43,6 +43,8 @@ class SimulatedRunner:
         self._killed: asyncio.Future[Outcome] | None = None
         self._task: asyncio.Task[None] | None = None
         self.started: list[JobKey] = []  # every attempt that ever ran here, in order
+        self._held_back: HeldBack | None = None
+        self._ability_changed = False
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="simulated runner")
@@ -50,6 +52,8 @@ class SimulatedRunner:
 
     def submit(self, jobs: Iterable[ReadyJob]) -> None:
         self._queue.extend(jobs)
+        if self._held_back is not None:
+            self._give_back()
         if self._queue:
             self._work.set()
 
@@ -71,12 +75,31 @@ class SimulatedRunner:
     def current(self) -> RunningJob | None:
         return self._running
 
+    @property
+    def held_back(self) -> HeldBack | None:
+        return self._held_back
+
+    def hold_back(self, why: str | None) -> None:
+        """From now on nothing can run, as if no process could import its tasks; None: it can again."""
+        since = self._held_back.since if self._held_back is not None else self._wall()
+        self._held_back = HeldBack(why, since) if why is not None else None
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for job in self._queue:
+            now = self._wall()
+            self._events.append(JobEnded(job.job_id, job.attempt, Outcome.RELEASED, now, now, 0.0))
+        self._queue.clear()
+        self._ability_changed = True
+        self._news.set()
+
     async def next_events(self) -> list[RunnerEvent]:
-        if not self._events:
+        if not self._events and not self._ability_changed:
             self._news.clear()
             await self._news.wait()
             if self._task is not None and self._task.done() and not self._task.cancelled():
                 self._task.result()  # a plan has failed: so does whoever listens
+        self._ability_changed = False
         events, self._events = self._events, []
         return events
 

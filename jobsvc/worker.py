@@ -35,13 +35,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from .attempts import HeldAttempt, UnsettledReports, finished_report, inline_result
 from .call_pace import CallPace
 from .errors import Unavailable
-from .job_frames import JobEnded, JobKey, ReadyJob, RunnerEvent, RunningJob
+from .job_frames import HeldBack, JobEnded, JobKey
 from .jobs import ErrorInfo, Finished, Outcome, WorkerOrders, WorkerReport, id_text
 from .object_store import ObjectStore
 from .payload_fetch import PayloadFetch
@@ -49,46 +49,12 @@ from .prefetch import BusySeconds, Prefetch
 from .settings import MIB, Settings
 from .worker_objects import AttemptLog, WorkerObjects
 from .worker_packs import WorkerPacks
+from .worker_parts import JobRunner, LeaderLink
 
 CALLS_MAX = 3  # in the air at once: one that counts, and those that it has overtaken
 ENDING_MAX = 1_000  # attempts whose results are being stored, before no more jobs are asked for
 ENDING_BYTES_MAX = 64 * MIB  # of results and output that are being stored; above it, waiting jobs go back
 LOOK_SECONDS = 0.5
-
-
-class LeaderLink(Protocol):
-    """The way to whoever leads. The rim finds it, and follows hints."""
-
-    async def report_and_ask(self, report: WorkerReport) -> WorkerOrders:
-        """Raises Unavailable when nobody leads or answers."""
-        ...
-
-
-class JobRunner(Protocol):
-    """Runs jobs one at a time, in the order they were submitted, each in a way that can be killed."""
-
-    async def start(self) -> None: ...
-
-    def submit(self, jobs: Iterable[ReadyJob]) -> None: ...
-
-    def withdraw(self, keys: set[JobKey]) -> set[JobKey]:
-        """Take back jobs that have not started; returns those that will now never start."""
-        ...
-
-    def kill(self, key: JobKey, outcome: Outcome) -> bool:
-        """End the job if it is the one that runs now. Its JobEnded comes when nothing of it is left."""
-        ...
-
-    @property
-    def current(self) -> RunningJob | None: ...
-
-    async def next_events(self) -> list[RunnerEvent]:
-        """What has happened since the last call; waits for something to happen."""
-        ...
-
-    async def close(self) -> None:
-        """Kill what runs and stop. No more events."""
-        ...
 
 
 class Worker:
@@ -126,6 +92,7 @@ class Worker:
         self._payloads = PayloadFetch(self._objects, self._holds, runner.submit, self._finish_unstarted)
         self._outbox_task: asyncio.Task[None] | None = None
         self._leaving: str | None = None
+        self._told_held_back: HeldBack | None = None  # in the latest report
         self._kill_at = self._give_up_at = float("inf")
         self._news = asyncio.Event()
         self._pace = CallPace(random)
@@ -203,7 +170,11 @@ class Worker:
 
     def _must_call(self) -> bool:
         """There is something that must not wait at the leader."""
-        return len(self._finished) > 0 or self._has_left()
+        return len(self._finished) > 0 or self._has_left() or self._ability_changed()
+
+    def _ability_changed(self) -> bool:
+        """The leader must hear at once that this worker can run nothing, and that it can again."""
+        return self._runner.held_back != self._told_held_back
 
     def _crowded(self) -> bool:
         """Calls that were overtaken have not come back: no more that wait."""
@@ -223,7 +194,7 @@ class Worker:
         pace = self._pace
         if self._finished:
             return max(pace.pause_until, self._finished.due)
-        if self._has_left():
+        if self._has_left() or self._ability_changed():
             return pace.pause_until
         if self._waiting_call is not None:
             return float("inf")
@@ -244,7 +215,9 @@ class Worker:
         loop, pace = asyncio.get_running_loop(), self._pace
         if wait_seconds == 0.0:
             self._waiting_call = None  # overtaken: the leader ends it, or its own time does
-        report = self._report(wait_seconds)
+        held_back = self._runner.held_back
+        report = self._report(wait_seconds, held_back)
+        told_before, self._told_held_back = self._told_held_back, held_back
         number = pace.begin(loop.time())
         try:
             patience_seconds = 2 * self._settings.takeover_silence_seconds + 1.0
@@ -255,6 +228,7 @@ class Worker:
             self._busy_seconds.put_back(report.busy_seconds)
             self._objects.pace.put_back(report.puts)
             self._finished.not_sent()
+            self._told_held_back = told_before
             pace.failed(number, loop.time())
             return False
         finally:
@@ -264,7 +238,7 @@ class Worker:
         pace.answered(number, loop.time(), empty, self._prefetch.gather_seconds if orders.grants else 0.0)
         return True
 
-    def _report(self, wait_seconds: float) -> WorkerReport:
+    def _report(self, wait_seconds: float, held_back: HeldBack | None) -> WorkerReport:
         running = self._runner.current
         holding = list(self._held)
         busy = running is not None and (running.job_id, running.attempt) in self._held
@@ -285,11 +259,13 @@ class Worker:
             current=None if running is None else self.describe(),
             puts=self._objects.pace.take_made(),
             actor=self._actor,
+            held_back=held_back.why if held_back is not None else None,
+            held_back_since=held_back.since if held_back is not None else 0.0,
         )
 
     def _room(self) -> int:
         crowded = len(self._ending) >= ENDING_MAX or self._ending_bytes > ENDING_BYTES_MAX
-        if self._leaving is not None or crowded:
+        if self._leaving is not None or crowded or self._runner.held_back is not None:
             return 0
         held = Counter(each.task for each in self._held.values())
         return self._prefetch.room(held, self._running_seconds())
@@ -372,6 +348,8 @@ class Worker:
                             held.log = AttemptLog(self._objects, event.job_id, event.attempt)
                         held.log.add(event.data)
             self._upload_output()
+            if self._ability_changed():
+                self._news.set()
 
     def _upload_output(self) -> None:
         """Of the attempt that runs: for whoever looks on. What has ended goes into a pack."""
@@ -384,6 +362,12 @@ class Worker:
         held = self._let_go((ended.job_id, ended.attempt))
         if held is None:
             return  # given up
+        if ended.never_ran:
+            if not held.forgotten:
+                self._add_finished(
+                    held.finished(Outcome.RELEASED, ended.started_at, ended.ended_at, ended.error)
+                )
+            return
         self._busy_seconds.add(held.task, 1, ended.seconds)
         if ended.outcome in (Outcome.SUCCEEDED, Outcome.RAISED):
             self._prefetch.ended(held.task, ended.seconds)

@@ -30,6 +30,8 @@ class KnownWorker:
         self.retiring = False
         self.being_lost = False
         self.can_take = 0
+        self.held_back: str | None = None  # why it can run nothing
+        self.held_back_since = 0.0  # wall clock
         self.waiting: asyncio.Future[None] | None = None
 
     def note(self, report: WorkerReport, now: float) -> None:
@@ -44,6 +46,7 @@ class KnownWorker:
         self.leaving = report.leaving
         self.current = report.current
         self.can_take = report.can_take
+        self.held_back, self.held_back_since = report.held_back, report.held_back_since
         # The first one runs or is about to. If the worker dies, it is charged: a job that kills every
         # worker it meets must not be spared because nobody had seen it begin.
         self.running = report.holding[0] if report.holding else None
@@ -64,6 +67,8 @@ class KnownWorker:
             return "silent"
         if self.leaving or self.retiring:
             return "leaving"
+        if self.held_back is not None:
+            return "held_back"
         return "busy" if self.idle_since is None else "idle"
 
 
@@ -89,6 +94,14 @@ class WorkerRegistry:
             worker.wake()
             if self._polling.get(name) is worker:
                 del self._polling[name]
+
+    def here(self, pool: str) -> list[KnownWorker]:
+        """Workers of a pool that have reported and stay."""
+        return [
+            worker
+            for worker in self.workers.values()
+            if worker.pool == pool and worker.reported and not (worker.leaving or worker.retiring)
+        ]
 
     def opens_poll(self, worker: KnownWorker, poll: asyncio.Future[None]) -> None:
         """This call of the worker may wait."""

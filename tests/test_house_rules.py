@@ -35,10 +35,11 @@ LAYERS = {
     2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
     3: """bulkheads tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
           leasing settling leader_reads leader pool_scaler manager
-          job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch worker
-          simulated_runner tasks flights feed_watch payload_packs gateway""",
+          job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
+          worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
-          process_tree job_output job_children code_calls job_calls job_process job_child job_runner
+          process_tree job_output job_children code_calls job_calls job_process job_child
+          job_start job_deaths hold_back job_runner
           leader_links autoscaler_view manager_actor worker_actor
           discovery ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests

@@ -11,6 +11,8 @@ export function verdict(summary) {
   if (!summary.leader || counts === null) {
     return ["bad", "No leader", "No manager leads at the moment. What was accepted is safe; running jobs go on."];
   }
+  const crew = Object.values(workers ?? {}).reduce((sum, number) => sum + number, 0);
+  const heldBack = workers?.held_back ?? 0;
   const busy = counts.running > 0 || summary.finished_per_second > 0;
   const total = Object.values(counts).reduce((sum, number) => sum + number, 0);
   if (!summary.ready) return ["bad", "Not committing", `${summary.problem}.`];
@@ -20,6 +22,11 @@ export function verdict(summary) {
   const share = summary.finished_per_second > 0 ? summary.failed_per_second / summary.finished_per_second : 0;
   if (share > 0.1) {
     return ["bad", "Failing", `${Math.round(share * 100)} % of the jobs that ended in the last minute failed.`];
+  }
+  if (heldBack) {
+    const pool = summary.pools.find((each) => each.held_back);
+    const why = pool ? ` Pool ${pool.name}: ${pool.waiting}.` : "";
+    return [heldBack === crew ? "bad" : "warn", "Held back", `${count(heldBack)} of ${count(crew)} workers can run nothing.${why}`];
   }
   if (counts.queued > summary.paused_queued && !busy && oldest > STUCK_SECONDS) {
     const pool = summary.pools.find((each) => each.waiting);
@@ -36,7 +43,6 @@ export function verdict(summary) {
   if (summary.finished_per_second >= 1) {
     return ["good", "Working", `${rate(summary.finished_per_second)} jobs end per second, nothing waits.`];
   }
-  const crew = Object.values(workers ?? {}).reduce((sum, number) => sum + number, 0);
   const here = crew === 1 ? "1 worker is" : `${count(crew)} workers are`;
   if (total === 0) return ["good", "Ready", `No job yet; ${here} here.`];
   if (counts.scheduled) return ["good", "Idle", `${count(counts.scheduled)} jobs wait for their time; ${here} here.`];

@@ -1,7 +1,7 @@
 // Workers and pools: who is there, what each runs, what a pool waits for.
 
 import { Component, Fragment, h } from "./preact.mjs";
-import { count, duration } from "./format.js";
+import { clock, count, duration } from "./format.js";
 import { JobLink, Live, RayLink, Scroll } from "./parts.js";
 
 const PAGE = 50;
@@ -9,6 +9,9 @@ const NUMBERS = new Set(["leases", "heard", "process"]);
 const JOB_ID = /[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/;
 
 function Runs({ worker }) {
+  if (worker.held_back) {
+    return h(Fragment, null, worker.held_back, " ", h("span", { class: "dim" }, `since ${clock(worker.held_back_since)}`));
+  }
   const id = worker.current_job?.match(JOB_ID)?.[0];
   if (!id) return worker.current_job ?? h("span", { class: "dim" }, "–");
   return h(Fragment, null, worker.current_job.replace(id, "").replace(/[ :,]+$/, ""), " ", h(JobLink, { id }));
@@ -89,7 +92,7 @@ export class Workers extends Component {
               "tr",
               { key: worker.name },
               h("th", { scope: "row" }, worker.name),
-              h("td", null, h("span", { class: `mark worker-${worker.state}` }, worker.state)),
+              h("td", null, h("span", { class: `mark worker-${worker.state}` }, worker.state.replace("_", " "))),
               h("td", null, h(Runs, { worker })),
               h("td", { class: "number" }, count(worker.leases)),
               h("td", { class: "number" }, `${duration(worker.seen_seconds_ago)} ago`),

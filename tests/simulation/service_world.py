@@ -202,6 +202,7 @@ class Process:
         self.name = name
         self.store = store
         self.body: Any = None  # the Manager or the Worker
+        self.runner: SimulatedRunner | None = None  # the Worker's
         self.calls: dict[asyncio.Future[Any], None] = {}  # those that wait for an answer of this process
 
 
@@ -597,7 +598,9 @@ class World:
             return plan_of(job)
 
         async def live() -> str:
-            runner = SimulatedRunner(plan, lambda: START + self.loop.time())
+            runner = process.runner = SimulatedRunner(plan, lambda: START + self.loop.time())
+            if not self.calm and self.random.random() < 0.2:
+                self._cannot_import(process)
             process.body = Worker(
                 name=place,
                 session=process.name,
@@ -673,6 +676,8 @@ class World:
                 pair = frozenset((place, random.choice([*MANAGERS, *CLIENTS])))
                 self.network.parted.add(pair)
                 self.after(random.expovariate(1.0) * 6.0, partial(self.network.parted.discard, pair))
+            elif point < 0.88 and place in self.processes:
+                self._cannot_import(self.processes[place])
             elif point < 0.93 and place in self.processes:
                 store = self.processes[place].store
                 store.cut()
@@ -689,6 +694,13 @@ class World:
         for worker in sorted(self.fleet):
             if self.random.random() < 0.5:
                 self.after(1.0 + self.random.random() * seconds, partial(self.kill, worker))
+
+    def _cannot_import(self, process: Process) -> None:
+        """The worker's job processes cannot load their tasks for a while."""
+        if process.runner is not None:
+            self.trace(f"{process.name} is held back")
+            process.runner.hold_back("no database")
+            self.after(self.random.expovariate(1.0) * 5.0, partial(process.runner.hold_back, None))
 
     def _stall(self, place: str, seconds: float) -> None:
         process = self.processes.get(place)

@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from jobsvc.job_frames import JobEnded, JobKey, OutputChunk, ReadyJob
+from jobsvc.job_frames import HeldBack, JobEnded, JobKey, OutputChunk, ReadyJob
 from jobsvc.job_runner import ProcessRunner
 from jobsvc.jobs import Outcome
 from jobsvc.settings import PoolSettings, Settings
-from jobsvc.worker import JobRunner
+from jobsvc.worker_parts import JobRunner
 
 NASTY = "tests.unit.nasty_tasks"
 PATIENCE_SECONDS = 30.0
@@ -68,6 +68,15 @@ class Desk:
 
     async def until_running(self, wanted: ReadyJob) -> None:
         await until(lambda: is_running(self.runner, wanted))
+
+    async def until_held_back(self, words: str = "") -> HeldBack:
+        while (held_back := self.runner.held_back) is None or words not in held_back.why:
+            await self.listen()
+        return held_back
+
+    async def until_able(self) -> None:
+        while self.runner.held_back is not None:
+            await self.listen()
 
     async def goes_on(self) -> None:
         """The next job runs as if nothing had happened."""

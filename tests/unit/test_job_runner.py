@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,12 +20,13 @@ import pytest
 from jobsvc import job_runner
 from jobsvc.builtin_tasks import echo, sleep
 from jobsvc.code_calls import BYTECODE, PYTHON, PickledBy, payload_of
-from jobsvc.job_frames import EndFrame, JobKey, ReadyJob
+from jobsvc.hold_back import HoldBack
+from jobsvc.job_frames import EndFrame, HeldBack, JobKey, ReadyJob
 from jobsvc.job_runner import ProcessRunner, crash_error
 from jobsvc.jobs import Outcome
 from jobsvc.settings import MIB, PoolSettings, Settings
 from jobsvc.simulated_runner import Plan, SimulatedRunner
-from jobsvc.worker import JobRunner
+from jobsvc.worker_parts import JobRunner
 
 from .job_desk import NASTY, Desk, Place, desk, is_alive, is_running, job, published_pids, told, until
 
@@ -259,15 +263,17 @@ async def test_raw_payloads_are_one_line_of_names_and_then_bytes() -> None:
 
 
 @told
-async def test_wrong_payloads_and_unknown_tasks_are_errors_of_the_job() -> None:
+async def test_wrong_payloads_are_errors_of_the_job_and_unknown_tasks_are_not() -> None:
     async with desk() as here:
         broken, unknown, wrong = job("say"), job("no.such_task"), job("jobsvc.sleep", 1, 2, 3)
         broken.payload = b"{"
         ends = await here.run(broken, unknown, wrong)
         errors = [end.error for end in ends]
-        assert [end.outcome for end in ends] == [Outcome.RAISED] * 3
+        assert [end.outcome for end in ends] == [Outcome.RAISED, Outcome.RELEASED, Outcome.RAISED]
         assert errors[0] is not None and "msgspec" in errors[0].type
-        assert errors[1] is not None and "no task is named 'no.such_task'" in errors[1].message
+        assert errors[1] is not None and errors[1].type == "TaskUnknown"
+        assert "no task is named 'no.such_task'" in errors[1].message
+        assert ends[1].never_ran and here.runner.held_back is None
         assert errors[2] is not None and errors[2].type == "TypeError"
         assert errors[2].message.startswith("args[1]: is too much: sleep(seconds=1.0) takes 1")
         # what no other run would change is final; a module that cannot be imported may be there tomorrow
@@ -590,22 +596,101 @@ def test_the_process_says_what_it_runs_and_knows_no_token(monkeypatch: pytest.Mo
     asyncio.run(story())
 
 
+# --- processes that cannot work -------------------------------------------------------------------
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Place:
+    """What is written here ails the module of tasks; the file gone, it can be imported."""
+    monkeypatch.setenv("FRAGILE", str(tmp_path / "how"))
+    return Place(tmp_path / "how")
+
+
+FRAGILE_TASKS = ("tests.unit.fragile_tasks",)
+given_back = pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raise", "fragile_tasks.py, line 19: ConnectionError: no database"),
+        ("exit", "its job process left with exit code 7 while it loaded the tasks"),
+        ("slow", "its job process is still loading the tasks"),
+    ],
+)
+
+
+@given_back
+def test_what_a_process_cannot_import_costs_no_job_and_heals(
+    how: str, words: str, fragile: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with desk(tasks=FRAGILE_TASKS) as here:
+            # given a process that works, and then a module that cannot be imported any more
+            assert (await here.run_one(job("fragile_tasks.work", 1))).data == b"1"
+            fragile.path.write_text(how)
+            if how == "slow":
+                monkeypatch.setattr(job_runner, "SLOW_START_SECONDS", 0.3)
+            before = time.time()
+            bad, *behind = job("fragile_tasks.leave", 3), *(job("fragile_tasks.work", n) for n in range(9))
+            # when the process dies
+            ends = await here.run(bad, *behind)
+            # then its job is to blame, and the others go where they can run
+            assert [end.outcome for end in ends] == [Outcome.CRASHED] + [Outcome.RELEASED] * 9
+            assert all(end.never_ran for end in ends[1:])
+            held_back = await here.until_held_back(words)
+            assert before <= held_back.since <= time.time()
+            assert (await here.run_one(job("jobsvc.echo", 1))).outcome is Outcome.RELEASED
+            # and as soon as the module is good again, it works
+            fragile.path.unlink()
+            await here.until_able()
+            assert (await here.run_one(job("fragile_tasks.work", 2))).data == b"2"
+
+    asyncio.run(story())
+
+
 @told
-async def test_a_module_that_fails_takes_no_other_task_along() -> None:
+async def test_a_module_that_fails_holds_back_all_that_the_process_would_run() -> None:
+    """Half of the tasks are not the service's; whoever has all of them is to run its jobs."""
     async with desk(tasks=("tests.unit.fails_on_import", NASTY)) as here:
-        missing = job("fails_on_import.anything")
-        end, fine = await here.run(missing, job("say", "fine"))
-        assert end.outcome is Outcome.RAISED and fine.outcome is Outcome.SUCCEEDED
-        assert end.error is not None and "there_is_no_such_module" in end.error.message
+        missing, fine = await here.run(job("fails_on_import.anything"), job("say", "fine"))
+        assert (missing.outcome, fine.outcome) == (Outcome.RELEASED, Outcome.RELEASED)
+        assert "\n" not in (await here.until_held_back("there_is_no_such_module")).why
 
 
 @told
-async def test_a_process_that_cannot_start_is_a_crash_with_its_last_words() -> None:
+async def test_a_process_that_cannot_start_is_told_with_its_last_words() -> None:
     async with desk(tasks=("tests.unit.dies_on_import",)) as here:
         end = await here.run_one(job("jobsvc.echo", 1))
-        assert end.outcome is Outcome.CRASHED
-        assert end.error is not None and end.error.type == "StartFailed"
-        assert "cannot go on" in end.error.traceback
+        assert end.outcome is Outcome.RELEASED
+        assert "cannot go on" in (await here.until_held_back("exit code 7")).why
+
+
+@told
+async def test_where_there_is_nothing_to_make_a_process_of_jobs_are_given_back() -> None:
+    async with desk() as here:
+        await here.goes_on()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.dup(1)
+        os.close(spare)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 3, hard))
+        try:
+            bad, behind = await here.run(job("leave", 1), job("jobsvc.echo", 1))
+            assert (bad.outcome, behind.outcome) == (Outcome.CRASHED, Outcome.RELEASED)
+            await here.until_held_back("Too many open files")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await here.until_able()
+        await here.goes_on()
+
+
+def test_the_pause_before_the_next_process_grows_to_a_minute_and_since_stays() -> None:
+    hold = HoldBack()
+    pauses = []
+    for number in range(12):
+        hold.failed(f"reason\n  {number}", 1000.0 + number)
+        pauses.append(hold.pause_seconds)
+    assert pauses[:4] == [0.5, 1.0, 2.0, 4.0] and pauses[-1] == 60.0
+    assert hold.told == HeldBack("reason 11", 1000.0)
+    assert hold.ends() and not hold.ends()
+    assert (hold.told, hold.pause_seconds) == (None, 0.0)
 
 
 def test_every_way_out_has_a_name() -> None:
