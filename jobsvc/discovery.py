@@ -77,12 +77,20 @@ def secret_file(path: Path, secret: str) -> str:
 
 def answers(info: ServiceInfo, timeout_seconds: float = 2.0) -> bool:
     """True if the service says that it is ready."""
+    return not_ready_because(info, timeout_seconds) is None
+
+
+def not_ready_because(info: ServiceInfo, timeout_seconds: float = 2.0) -> str | None:
+    """None if the service says that it is ready; else what it says, or "" if it does not answer."""
     import httpx  # here: the command line imports this module, and need not wait for it
 
+    said = ""
     for url in info.urls:
         try:
-            if httpx.get(f"{url}/readyz", timeout=timeout_seconds).status_code == 200:
-                return True
-        except httpx.HTTPError:
-            continue
-    return False
+            answer = httpx.get(f"{url}/readyz", timeout=timeout_seconds)
+            if answer.status_code == 200:
+                return None
+            said = str(answer.json()["detail"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            continue  # nobody there, or somebody whose words are not ours
+    return said

@@ -21,7 +21,8 @@ from .ray_head import service_environment
 from .serve_proxy import has_haproxy
 from .service import prepared
 from .settings import MIB, Settings
-from .start_checks import check_run_dir, check_store, check_way_in
+from .start_checks import check_owner, check_run_dir, check_store, check_way_in
+from .store_owner import IN_USE
 from .task_check import check_tasks
 
 RAY_VERSION = "2.60.0"
@@ -48,6 +49,7 @@ def examine(settings: Settings) -> list[Finding]:
         _port(settings),
         _run_dir(),
         *_store(settings),
+        *_owner(settings),
         _disk(settings),
         _memory(),
         _clock(),
@@ -119,6 +121,19 @@ def _store(settings: Settings) -> list[Finding]:
         Finding("store", True, f"{settings.data}: creates exclusively"),
         *(Finding("store", True, f"warning: {warning}") for warning in warnings),
     ]
+
+
+def _owner(settings: Settings) -> list[Finding]:
+    said: list[str] = []
+    try:
+        owner = check_owner(prepared(settings), said.append)
+    except InvalidRequest as error:
+        return [Finding("owner", False, str(error))] if IN_USE in str(error) else []
+    except JobsvcError:
+        return []  # what is wrong with the store itself has its own row
+    if owner is None:
+        return []
+    return [Finding("owner", True, f"service {owner!r}, which writes no more: `up` takes it over")]
 
 
 def _disk(settings: Settings) -> Finding:

@@ -145,7 +145,7 @@ class ServiceRoutes:
 
     async def readyz(self, request: Request) -> Response:
         """A leader can commit. Its idle records prove it every few seconds, so asking costs no write."""
-        problem = commit_problem(leader_of(await self._gateway.statuses()), self._commit_age_max)
+        problem = commit_problem(await self._gateway.statuses(), self._commit_age_max)
         if problem is not None:
             raise Refused(Refusal("no_leader", problem, retry_after_seconds=1.0))
         return json_response(HealthDocument("ready"))

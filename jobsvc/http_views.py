@@ -450,7 +450,7 @@ def status_document(
     ray: str | None = None,
 ) -> StatusDocument:
     leader = leader_of(statuses)
-    problem = commit_problem(leader, commit_age_max)
+    problem = commit_problem(statuses, commit_age_max)
     best = leader or max(statuses, key=lambda status: status.applied_records, default=None)
     shown = workers_document(workers, ray) if workers is not None else None
     seconds = leader.commit_seconds if leader is not None else []

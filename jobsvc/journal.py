@@ -51,6 +51,8 @@ from random import Random
 
 from .errors import DataMissing, Fatal, Fenced, JobsvcError, StoreUnfit
 from .log_records import (
+    CLUSTER_KEY,
+    CLUSTER_MAGIC,
     ID_BYTES,
     LOG_PREFIX,
     InvalidRecord,
@@ -86,8 +88,6 @@ DEFAULT_STEPDOWN_SECONDS = 10.0
 _BACKOFF_BASE_SECONDS = 0.05
 _BACKOFF_CAP_SECONDS = 1.0
 _OPEN_TRIES = 8
-_CLUSTER_KEY = "cluster"
-_CLUSTER_MAGIC = b"JOBSVCID"
 
 _log = logging.getLogger(__name__)
 
@@ -304,6 +304,7 @@ async def claim(
     log_time: float,
     random: Random,
     stepdown_seconds: float = DEFAULT_STEPDOWN_SECONDS,
+    service: str = "",
 ) -> LogWriter | None:
     """End the epoch in which the reader stands and lead the next one (J8, J9).
 
@@ -315,7 +316,8 @@ async def claim(
     if not await reader.prove_end():
         return None
     store, mark = reader.store, reader.mark
-    takeover = takeover_record(mark, reader.cluster_id, nonce, log_time=max(mark.log_time, log_time))
+    log_time = max(mark.log_time, log_time)
+    takeover = takeover_record(mark, reader.cluster_id, nonce, log_time=log_time, service=service)
     patience = _Patience(random, stepdown_seconds)
     lying_there = await _put_until_known(store, log_key(takeover.position), takeover.encoded, patience)
     if lying_there != takeover.encoded:
@@ -486,11 +488,11 @@ async def open_prefix(store: ObjectStore, new_cluster_id: bytes) -> bytes:
     for warning in await store.probe():
         _log.warning("store: %s", warning)
     for _ in range(_OPEN_TRIES):
-        await store.put_new(_CLUSTER_KEY, _CLUSTER_MAGIC + new_cluster_id)
-        guard = await store.get(_CLUSTER_KEY)
+        await store.put_new(CLUSTER_KEY, CLUSTER_MAGIC + new_cluster_id)
+        guard = await store.get(CLUSTER_KEY)
         if guard is None:
             continue  # the outcome of the put was unknown
-        if len(guard) != len(_CLUSTER_MAGIC) + ID_BYTES or not guard.startswith(_CLUSTER_MAGIC):
-            raise StoreUnfit(f"the object {_CLUSTER_KEY!r} under this prefix is not one of jobsvc")
-        return guard[len(_CLUSTER_MAGIC) :]
+        if len(guard) != len(CLUSTER_MAGIC) + ID_BYTES or not guard.startswith(CLUSTER_MAGIC):
+            raise StoreUnfit(f"the object {CLUSTER_KEY!r} under this prefix is not one of jobsvc")
+        return guard[len(CLUSTER_MAGIC) :]
     raise StoreError("the store does not keep the cluster id")

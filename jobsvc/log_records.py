@@ -5,9 +5,10 @@ One record is one object of the log. Its layout, big endian, without padding:
     magic 8 | version 1 | kind 1 | cluster id 16 | epoch 8 | n 8 | writer nonce 16 | previous chain 32
     | log time 8 | count 4 | body length 8 | body | checksum 32
 
-The checksum is the SHA-256 of everything before it. Because that includes the chain hash of the record
-before, the checksum of a record is also the chain hash over the whole log up to and including it: one
-hash proves both that the bytes are whole and that they continue exactly this history.
+The body of a takeover is the epoch that begins and the name of the service whose manager begins it; a log of
+version 0.1 has no names. The checksum is the SHA-256 of everything before it. Because that includes the chain
+hash of the record before, the checksum of a record is also the chain hash over the whole log up to and with
+it: one hash proves both that the bytes are whole and that they continue exactly this history.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .errors import JobsvcError
 
 LOG_PREFIX = "log/"
 SNAPSHOT_PREFIX = "snapshots/"
+CLUSTER_KEY = "cluster"  # the object with the id that guards the prefix
+CLUSTER_MAGIC = b"JOBSVCID"
 ID_BYTES = 16  # of cluster ids and of writer nonces
 HASH_BYTES = 32
 FORMAT_VERSION = 1
@@ -34,7 +37,7 @@ _MAGIC = b"JOBSVCLG"
 _HEADER = struct.Struct(">8sBB16sQQ16s32sdIQ")
 _KIND_CODES: dict[Kind, int] = {"data": 1, "takeover": 2}
 _KINDS: dict[int, Kind] = {code: kind for kind, code in _KIND_CODES.items()}
-_TAKEOVER_BODY = struct.Struct(">Q")  # the epoch that begins
+_TAKEOVER_BODY = struct.Struct(">Q")  # the epoch that begins; the service's name follows
 _KEY_END = re.compile(r"(\d{10})/(\d{12})")
 
 
@@ -69,6 +72,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         """The chain hash over all records up to and including this one."""
         return self.encoded[-HASH_BYTES:]
 
+    @property
+    def service(self) -> str:
+        """Of a takeover: the service whose manager leads from here on; "" where no name was written."""
+        return self.body[_TAKEOVER_BODY.size :].decode(errors="replace")
+
 
 class Mark(msgspec.Struct, frozen=True, array_like=True):
     """Where replay stands: everything before `next_position` is applied, nothing after it."""
@@ -78,6 +86,7 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
     log_time: float = 0.0
     ends: dict[int, int] = {}  # epoch -> n of the takeover that ended it
     records: int = 0  # applied since genesis
+    service: str = ""  # that has led since the last takeover
 
     @property
     def last_position(self) -> Position | None:
@@ -92,9 +101,11 @@ class Mark(msgspec.Struct, frozen=True, array_like=True):
         epoch, n = record.position
         if record.kind == "takeover":
             ends, following = {**self.ends, epoch: n}, Position(epoch + 1, 0)
+            service = record.service
         else:
             ends, following = self.ends, Position(epoch, n + 1)
-        return Mark(following, record.chain, record.log_time, ends, self.records + 1)
+            service = self.service
+        return Mark(following, record.chain, record.log_time, ends, self.records + 1, service)
 
 
 def log_key(position: Position) -> str:
@@ -118,9 +129,11 @@ def data_record(
     return _record(mark, cluster_id, nonce, kind="data", body=body, count=count, log_time=log_time)
 
 
-def takeover_record(mark: Mark, cluster_id: bytes, nonce: bytes, *, log_time: float) -> Record:
+def takeover_record(
+    mark: Mark, cluster_id: bytes, nonce: bytes, *, log_time: float, service: str = ""
+) -> Record:
     """The record that ends the epoch in which replay stands, and begins the next one."""
-    body = _TAKEOVER_BODY.pack(mark.next_position.epoch + 1)
+    body = _TAKEOVER_BODY.pack(mark.next_position.epoch + 1) + service.encode()
     return _record(mark, cluster_id, nonce, kind="takeover", body=body, count=0, log_time=log_time)
 
 
@@ -177,7 +190,7 @@ def decode_record(encoded: bytes, cluster_id: bytes) -> Record:
     if code not in _KINDS:
         raise InvalidRecord(f"unknown kind {code}")
     body = encoded[_HEADER.size : -HASH_BYTES]
-    if _KINDS[code] == "takeover" and body != _TAKEOVER_BODY.pack(epoch + 1):
+    if _KINDS[code] == "takeover" and body[: _TAKEOVER_BODY.size] != _TAKEOVER_BODY.pack(epoch + 1):
         raise InvalidRecord("a takeover that begins an epoch other than the next")
     return Record(
         position=Position(epoch, n),

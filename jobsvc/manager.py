@@ -47,6 +47,7 @@ from .queue_state import QueueState, apply
 from .settings import Settings
 from .snapshots import prune, write_snapshot
 from .state_history import StateHistory
+from .store_owner import OtherService
 from .tallies import QUEUES_MAX
 
 STALE_CHECK_SECONDS = 5.0
@@ -108,6 +109,7 @@ class Manager:
         self._log_records = 0
         self._snapshot: asyncio.Task[None] | None = None
         self._history = StateHistory()
+        self._other_service = OtherService(settings.service)
         self._bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
         self.warnings: list[str] = []
 
@@ -183,6 +185,7 @@ class Manager:
         _log.info("follows from %s, %d jobs", reader.mark.next_position, len(self.state.jobs))
         self._heard_at = self._looked_at = polled_at = checked_at = loop.time()
         self._suspect = self._suspect or await self._nobody_leads()
+        was_anothers = False
         while True:
             if self._bulkheads.due("history"):
                 self._bulkheads.call("history", self._history.sample, self.state, self._wall())
@@ -190,13 +193,17 @@ class Manager:
                 writer = await self._try_takeover(reader)
                 if writer is not None:
                     return writer
-            if not self._take_pushed(reader) or loop.time() - polled_at > STALE_CHECK_SECONDS:
+            is_anothers = self._must_keep_away(reader)  # nobody pushes then
+            self._suspect = self._suspect or (was_anothers and not is_anothers)
+            was_anothers = is_anothers
+            is_complete = self._take_pushed(reader)
+            if is_anothers or not is_complete or loop.time() - polled_at > STALE_CHECK_SECONDS:
                 await self._read_on(reader)
                 polled_at = loop.time()
             if loop.time() - checked_at > STALE_CHECK_SECONDS:
                 await reader.check_stale()
                 checked_at = loop.time()
-            if self._bulkheads.due("snapshot"):
+            if self._bulkheads.due("snapshot") and not is_anothers:
                 with self._bulkheads.alone("snapshot"):
                     await self._maybe_snapshot(reader)
             await self._wait_for_news()
@@ -231,19 +238,24 @@ class Manager:
         self._take_pushed(reader)
         epoch = reader.mark.next_position.epoch
         records = await self._read_on(reader)
-        if reader.mark.next_position.epoch == epoch and (suspected or not records):
+        goes_on = reader.mark.next_position.epoch != epoch or (records and not suspected)
+        if not goes_on and not self._must_keep_away(reader):
             writer = await claim(
                 reader,
                 nonce=self._nonce,
                 log_time=self._wall(),
                 random=self._random,
                 stepdown_seconds=self._settings.stepdown_seconds,
+                service=self._settings.service,
             )
             if writer is not None:
                 return writer
             await self._read_on(reader)
         self._heard_at = asyncio.get_running_loop().time()  # it leads, or commits and cannot reach me
         return None
+
+    def _must_keep_away(self, reader: LogReader) -> bool:
+        return self._other_service.keeps_away(reader.mark, asyncio.get_running_loop().time())
 
     async def _nobody_leads(self) -> bool:
         try:
@@ -427,7 +439,10 @@ class Manager:
         if leader is not None:
             status.problems += leader.bulkheads.problems()
             status.problem = leader.healthy()
-            status.healthy = status.problem is None
+        elif self.role == "standby" and self._reader is not None:
+            now = asyncio.get_running_loop().time()
+            status.problem = self._other_service.problem(self._reader.cluster_id, now)
+        status.healthy = status.problem is None
         return status
 
     def _tell_counts(self, status: c.ManagerStatus) -> None:

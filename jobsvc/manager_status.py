@@ -11,10 +11,12 @@ def leader_of(statuses: list[ManagerStatus]) -> ManagerStatus | None:
     return max(leaders, key=lambda status: status.epoch, default=None)
 
 
-def commit_problem(leader: ManagerStatus | None, commit_age_max: float) -> str | None:
+def commit_problem(statuses: list[ManagerStatus], commit_age_max: float) -> str | None:
     """Why nothing can be committed now, or None."""
+    leader = leader_of(statuses)
     if leader is None:
-        return "no manager leads"
+        said = [f"; {status.name}: {status.problem}" for status in statuses if status.problem]
+        return "no manager leads" + "".join(said[:1])
     if not leader.healthy:
         return leader.problem or f"{leader.name} is not healthy"
     if leader.commit_age_seconds is None or leader.commit_age_seconds > commit_age_max:

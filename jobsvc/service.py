@@ -27,6 +27,7 @@ from .discovery import (
     discovery_file,
     find_service,
     forget,
+    not_ready_because,
     run_dir_from_environment,
     secret_file,
     write_down,
@@ -37,7 +38,15 @@ from .ray_head import RayDidNotStart, driver_environment, plan_head, service_env
 from .serve_proxy import has_haproxy
 from .service_processes import end_processes, has_supervisors, service_processes
 from .settings import PoolSettings, Settings, encode_settings
-from .start_checks import absolute_folder, check_ray_address, check_run_dir, check_store, check_way_in
+from .start_checks import (
+    absolute_folder,
+    check_owner,
+    check_ray_address,
+    check_run_dir,
+    check_store,
+    check_way_in,
+)
+from .store_owner import IN_USE
 from .task_check import TaskCheck
 
 __all__ = [
@@ -54,6 +63,8 @@ __all__ = [
 
 READY_SECONDS = 60.0
 REVIVE_SECONDS = 20.0
+MANAGER_SAYS = "; manager-"
+PROBLEM_STAYS_SECONDS = 5.0
 ERROR_LINES = 8
 
 Say = Callable[[str], None]
@@ -104,6 +115,9 @@ def _check(settings: Settings, token: str | None, ray_address: str | None, say: 
         for warning in check_store(settings):
             say(f"warning: {warning}")
         tasks.names(say)
+    owner = check_owner(settings, say)
+    if owner is not None:
+        say(f"service {owner!r} writes no more: taking its store over")
 
 
 def _start(
@@ -136,7 +150,7 @@ def _start_parts(info: ServiceInfo, settings: Settings, port: int, run_dir: Path
             start_head(info, environment)
         say("starting managers and HTTP")
         deployment.go(encode_settings(settings))
-    _wait_until_ready(info)
+    _wait_until_ready(info, say)
 
 
 def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
@@ -237,12 +251,24 @@ class _Deployment:
             raise NotDeployed(f"the service could not be put into Ray:\n{said[-3000:]}")
 
 
-def _wait_until_ready(info: ServiceInfo) -> None:
+def _wait_until_ready(info: ServiceInfo, say: Say) -> None:
+    """Raises what keeps it from being ready, as soon as that is known to stay."""
     deadline = time.monotonic() + READY_SECONDS
-    while not answers(info):
-        if time.monotonic() > deadline:
+    known, since = "", time.monotonic()
+    while (problem := not_ready_because(info)) is not None:
+        now = time.monotonic()
+        if problem != known:
+            known, since = problem, now
+        if IN_USE in problem:
+            raise InvalidRequest(problem[problem.index(IN_USE) :], "data")
+        if MANAGER_SAYS in problem and now - since > PROBLEM_STAYS_SECONDS:
+            raise Unavailable(f"{info.service} does not become ready: {problem}")
+        if now > deadline:
             errors = "\n".join(last_errors(info))
-            raise Unavailable(f"{info.service} did not become ready in {READY_SECONDS:g} s\n{errors}")
+            because = f": {problem}" if problem else ""
+            raise Unavailable(
+                f"{info.service} did not become ready in {READY_SECONDS:g} s{because}\n{errors}".rstrip()
+            )
         time.sleep(0.05)
 
 

@@ -172,6 +172,16 @@ async def load_newest(store: ObjectStore, cluster_id: bytes) -> Loaded:
     raise StoreError("the snapshots change faster than they can be read")
 
 
+async def newest_mark(store: ObjectStore, cluster_id: bytes) -> Mark:
+    """Where the newest snapshot with a good header stands; its body is not read. Genesis if there is none."""
+    for position in reversed(await list_snapshots(store)):
+        try:
+            return (await _verified_header(store, snapshot_key(position), cluster_id)).mark
+        except (InvalidSnapshot, SnapshotGone):
+            continue  # the next older one: more of the log is to be read then
+    return Mark()
+
+
 async def _load(store: ObjectStore, key: str, cluster_id: bytes) -> tuple[Mark, bytes]:
     header = await _verified_header(store, key, cluster_id)
     body = b""

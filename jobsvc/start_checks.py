@@ -14,20 +14,28 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .access import check_bind
 from .discovery import RUN_DIR_VARIABLE
 from .errors import InvalidRequest, StoreUnfit, Unavailable
-from .object_store import StoreError, Warnings
+from .object_store import ObjectStore, StoreError, Warnings
 from .ports import Answer, knock
 from .s3_store import open_store_quickly
 from .settings import Settings
+from .store_owner import Owner, has_gone_on, in_use, owner_of
+
+T = TypeVar("T")
 
 STORE_SECONDS = 3.0
 STORE_RETRY_SECONDS = 1.0  # a store that said nothing so soon is asked once more
 STORE_PAUSE_SECONDS = 0.2
+WATCH_SECONDS = 5.0  # an idle leader writes every four; the managers watch longer
+WATCH_PAUSE_SECONDS = 0.25
+OWNER_SECONDS = 15.0  # with listing a long log
 KNOCK_SECONDS = 1.5
 TRIAL_BYTES = 256 * 1024
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -88,28 +96,59 @@ def _said(error: OSError) -> str:
 
 
 def check_store(settings: Settings) -> Warnings:
-    """Prove that the store is there and fit. Raises InvalidRequest, StoreUnfit or Unavailable.
-
-    In a thread of its own: a name that does not resolve may take longer than anybody wants to wait.
-    """
+    """Prove that the store is there and fit. Raises InvalidRequest, StoreUnfit or Unavailable."""
     if not settings.is_s3:
         try:
             _write_trial(absolute_folder(settings.data), TRIAL_BYTES)
         except OSError as error:
             raise InvalidRequest(f"{settings.data} cannot be written: {_said(error)}", "data") from error
-    outcome: list[Warnings | Exception] = []
+    return _asked(settings, _proved, STORE_SECONDS)
 
-    def try_store() -> None:
+
+def check_owner(settings: Settings, say: Callable[[str], None]) -> str | None:
+    """Refuse a store to which another service writes. Returns the name of one that has written before.
+
+    One look is enough for a store that is free or the service's own.
+    """
+
+    async def look(store: ObjectStore) -> Owner | None:
+        owner = await owner_of(store)
+        if owner is None or not owner.is_other_than(settings.service):
+            return None
+        say(f"service {owner.service!r} led this store last; looking whether it still writes")
+        until = time.monotonic() + WATCH_SECONDS
+        while time.monotonic() < until:
+            if await has_gone_on(store, owner):
+                raise InvalidRequest(in_use(owner.service, owner.cluster_id), "data")
+            await asyncio.sleep(WATCH_PAUSE_SECONDS)
+        return owner
+
+    owner = _asked(settings, look, OWNER_SECONDS)
+    return owner.service if owner is not None else None
+
+
+def _asked(settings: Settings, ask: Callable[[ObjectStore], Coroutine[Any, Any, T]], seconds: float) -> T:
+    """Ask the store, in a thread: a name that does not resolve takes longer than anybody wants to wait."""
+    outcome: list[T | Exception] = []
+
+    async def whole() -> T:
+        store = open_store_quickly(settings)
         try:
-            outcome.append(asyncio.run(_proved(settings)))
+            return await ask(store)
+        finally:
+            store.close()
+
+    def work() -> None:
+        try:
+            outcome.append(asyncio.run(whole()))
         except Exception as error:
             outcome.append(error)
 
-    thread = threading.Thread(target=try_store, name="store check", daemon=True)
+    thread = threading.Thread(target=work, name="store check", daemon=True)
     thread.start()
-    thread.join(STORE_SECONDS)
+    thread.join(seconds)
     if not outcome:
-        raise Unavailable(f"{_store_of(settings)} has not answered in {STORE_SECONDS:g} s")
+        raise Unavailable(f"{_store_of(settings)} has not answered in {seconds:g} s")
     found = outcome[0]
     if isinstance(found, StoreError):
         raise Unavailable(f"{_store_of(settings)} does not answer: {found}") from found
@@ -125,19 +164,15 @@ def _store_of(settings: Settings) -> str:
     return f"data: {settings.data}{at}"
 
 
-async def _proved(settings: Settings) -> Warnings:
+async def _proved(store: ObjectStore) -> Warnings:
     began = time.monotonic()
-    store = open_store_quickly(settings)
     try:
-        try:
-            return await store.probe()
-        except StoreError:
-            if time.monotonic() - began > STORE_RETRY_SECONDS:
-                raise
-        await asyncio.sleep(STORE_PAUSE_SECONDS)
         return await store.probe()
-    finally:
-        store.close()
+    except StoreError:
+        if time.monotonic() - began > STORE_RETRY_SECONDS:
+            raise
+    await asyncio.sleep(STORE_PAUSE_SECONDS)
+    return await store.probe()
 
 
 def check_ray_address(address: str) -> None:

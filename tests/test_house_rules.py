@@ -32,7 +32,8 @@ LAYERS = {
     1: """segments ready_lanes interned_options pack_references failure_groups queue_counts remembered_keys
           queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
-    2: "object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots",
+    2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
+          store_owner""",
     3: """bulkheads tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
           leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch

@@ -19,6 +19,7 @@ import pytest
 
 from jobsvc import service
 from jobsvc.errors import InvalidRequest
+from jobsvc.ports import free_ports
 from jobsvc.settings import Settings
 
 from .conftest import wait_until
@@ -216,3 +217,13 @@ def test_an_up_that_is_killed_leaves_nothing_that_down_does_not_find(folder: Pat
 def test_with_the_python_proxy(folder: Path) -> None:
     info = service.up(settings_for(folder, proxy="python", replicas=1), run_dir=folder / "run", say=quiet)
     assert run_job(info.urls[0], "jobsvc.echo", 3) == 3
+
+
+def test_a_store_to_which_another_service_writes_is_refused(info: service.ServiceInfo, folder: Path) -> None:
+    # given a service, when another one is started on its store
+    other = settings_for(folder, service="other", port=free_ports(1)[0])
+    with pytest.raises(InvalidRequest, match="in use by service 'jobsvc' .*jobsvc down --service jobsvc"):
+        service.up(other, run_dir=folder / "run", say=quiet)
+    # then nothing was started, and the first one goes on
+    assert service.find_service("other", folder / "run") is None
+    assert run_job(info.urls[0], "jobsvc.echo", 4) == 4
