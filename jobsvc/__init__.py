@@ -20,6 +20,7 @@ The modules, from the bottom up; a module imports from its own layer and from th
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
+    CompletionsLost,
     InvalidRequest,
     JobFailed,
     JobsvcError,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Client",
+    "CompletionsLost",
     "InvalidRequest",
     "Job",
     "JobFailed",

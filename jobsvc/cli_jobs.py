@@ -296,7 +296,7 @@ def pull(
 
 
 def completions(
-    after: Annotated[int, typer.Option(min=0, help="Go on after this place.")] = 0,
+    after: Annotated[str, typer.Option(help="Go on after this place: a cursor, or a number.")] = "0",
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on with what finishes from now on.")
     ] = False,

@@ -38,9 +38,10 @@ from . import client_tables as tables
 from .client_bulk import change_matching
 from .client_code import Code, goes_by_value, shown_name
 from .client_core import WAIT_SECONDS_MAX, checked_key, checked_seconds
+from .client_feed import FeedItem, FeedPage, decode_page, read_on
 from .client_http import Addresses, Connection, find_addresses
-from .client_jobs import FeedItem, Job, JobSet
-from .errors import InvalidRequest, JobsvcError, Refusal, Refused
+from .client_jobs import Job, JobSet
+from .errors import InvalidRequest, JobsvcError
 from .tasks import TaskDefinition, definition_of
 
 OPTIONS = {  # as callers say it -> as the API does
@@ -77,19 +78,6 @@ LINES_TYPE = {"Content-Type": "application/x-ndjson"}
 BYTES_TYPE = {"Content-Type": "application/octet-stream"}
 
 _encode = msgspec.json.Encoder().encode
-
-
-class FeedPage(msgspec.Struct):
-    """A part of the completion feed. `truncated`: the feed has forgotten a part of what was asked for."""
-
-    entries: list[FeedItem]
-    next: int
-    oldest: int = 1
-    newest: int = 0
-    truncated: bool = False
-
-
-_decode_feed = msgspec.json.Decoder(FeedPage).decode
 
 
 class Client:
@@ -213,7 +201,7 @@ class Client:
         """
         if not 1 <= batch_jobs <= 10_000:
             raise InvalidRequest("must be from 1 to 10,000", "batch_jobs")
-        after = self.feed_end()
+        after = self.feed_cursor()
         total = len(items) if isinstance(items, Sequence) else None
         ids: list[str] = []
         sending: deque[Future[list[str]]] = deque()
@@ -267,7 +255,7 @@ class Client:
 
     def enqueue_many(self, jobs: Iterable[Mapping[str, Any]], *, key: str | None = None) -> JobSet:
         """One atomic batch of job documents, as `POST /v1/jobs` takes them."""
-        after = self.feed_end()
+        after = self.feed_cursor()
         return JobSet(self, self._send_lines(b"\n".join(_json(dict(job)) for job in jobs), key), after)
 
     def _send_lines(self, lines: bytes, key: str | None) -> list[str]:
@@ -295,41 +283,39 @@ class Client:
 
     def batch(self, name: str) -> JobSet:
         """The jobs that were enqueued with `batch=name`, from this process or another, as one set."""
-        after = self.feed_end()
+        after = self.feed_cursor()
         documents = list(self.jobs(limit=2**62, batch=name))
         found = JobSet(self, [document["id"] for document in reversed(documents)], after)
         found.take_documents(reversed(documents))
         return found
 
-    def feed(self, after: int, wait_seconds: float = 0.0, limit: int = FEED_PAGE) -> FeedPage:
-        """One page of the completion feed after a place.
+    def feed(self, after: int | str, wait_seconds: float = 0.0, limit: int = FEED_PAGE) -> FeedPage:
+        """One page of the completion feed after a place: a page's `cursor`, or a number.
 
         With a wait, of a minute at most, it comes as soon as something is on it, or empty.
         """
         seconds = min(checked_seconds("wait_seconds", wait_seconds) or 0.0, WAIT_SECONDS_MAX)
         params = {"after": after, "wait": round(seconds, 3), "limit": limit}
         answer = self.request("GET", "/v1/completions", params=params, wait_seconds=seconds)
-        return _decode_feed(answer.content)
+        return decode_page(answer.content)
 
     def feed_end(self) -> int:
         """The feed's present end: what finishes from now on comes after it."""
         return self.feed(-1, limit=0).next
 
-    def completions(self, after: int = 0, *, follow: bool = False) -> Iterator[FeedItem]:
-        """Finished jobs in order of completion. Keep `seq` of the last one to go on from there later.
+    def feed_cursor(self) -> int | str:
+        """The same with the store that it is of: the cursor of a reader that begins now."""
+        end = self.feed(-1, limit=0)
+        return end.cursor or end.next
 
-        0 is the beginning of what is still kept. Raises Refused if a later place is not kept any more: what
-        came after it cannot be told.
+    def completions(self, after: int | str = 0, *, follow: bool = False) -> Iterator[FeedItem]:
+        """Finished jobs in order of completion. Keep `cursor` of the last one to go on from there later.
+
+        0 is the beginning of what is still kept. Raises CompletionsLost where something was passed that the
+        feed tells no more: look for the jobs that you wait for by id, then go on after its `cursor`.
         """
-        while True:
-            page = self.feed(after, FEED_WAIT_SECONDS if follow else 0.0)
-            if page.truncated and after > 0:
-                detail = f"the feed does not keep place {after} any more; the oldest is {page.oldest}"
-                raise Refused(Refusal("expired_job", detail, "after"))
-            yield from page.entries
-            after = page.next
-            if not follow and after >= page.newest:
-                return
+        wait_seconds = FEED_WAIT_SECONDS if follow else 0.0
+        return read_on(lambda place: self.feed(place, wait_seconds), after, follow=follow)
 
     def status(self) -> dict[str, Any]:
         return tables.Status(self.get("/v1/status"))

@@ -13,10 +13,11 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from . import client_tables as tables
 from .client_core import TERMINAL_STATES, Answer, Wait, long_poll, problem_of
+from .client_feed import FeedItem
 from .client_http import LineStream
 from .client_logs import follow_logs
 from .errors import JobFailed, WaitTimedOut
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
     from .client import Client
 
 ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
-
-
-class FeedItem(msgspec.Struct):
-    """A finished job, as the completion feed tells it. `result` is there if it is JSON and small."""
-
-    seq: int
-    id: str
-    state: str
-    task: str
-    finished_at: str | None = None
-    batch: str | None = None
-    error: dict[str, Any] | None = None
-    result: Any | UnsetType = UNSET
 
 
 class Job:

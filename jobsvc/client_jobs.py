@@ -22,8 +22,9 @@ from msgspec import UNSET
 
 from . import client_tables as tables
 from .client_core import TERMINAL_STATES, Wait
+from .client_feed import FeedItem
 from .client_http import patience
-from .client_job import FeedItem, Job, failure
+from .client_job import Job, failure
 from .errors import JobsvcError, Refused, WaitTimedOut
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Jobs(list[Job]):
 class JobSet:
     """Jobs that were sent together, in that order. May be used by several threads."""
 
-    def __init__(self, client: Client, ids: Sequence[str], after: int) -> None:
+    def __init__(self, client: Client, ids: Sequence[str], after: int | str) -> None:
         self.ids = list(ids)
         self._client = client
         self._after = after
@@ -250,15 +251,15 @@ class JobSet:
         if pause > 0 and wait_seconds > 0:
             time.sleep(min(pause, wait_seconds))
         page = self._client.feed(self._after, wait_seconds)
-        if page.truncated:
-            self._ask_each()
         before = len(self._order)
         for entry in page.entries:
             if entry.id in self._open:
                 self._take(entry)
+        if page.truncated:
+            self._ask_each()
         more = page.next < page.newest
         self._plan_next_read(0 if more else len(page.entries), len(self._order) - before)
-        self._after = page.next
+        self._after = page.cursor or page.next
         self._asked_at = time.time()
         return not more
 

@@ -18,6 +18,8 @@ import msgspec
 from .errors import Refusal
 from .jobs import AttemptRecord, BlobRef, ErrorInfo, JobOptions, NewJob, Result, State
 
+FEED_AHEAD = "ahead"  # the place is beyond the end
+FEED_OTHER_STORE = "other_store"
 AUTOMATIC_KEY_PREFIX = "~"  # keys that a replica made; kept for minutes, not for a day
 PASSING_KEY_PREFIX = "once-"  # keys that a caller made for its own retries alone: kept as those
 
@@ -180,10 +182,11 @@ class GetHistory(msgspec.Struct, array_like=True, tag="get_history"):
 
 
 class ReadFeed(msgspec.Struct, array_like=True, tag="read_feed"):
-    """Finished jobs in order of completion, after the given place."""
+    """Finished jobs in order of completion, after the given place; of which store, if the reader knows."""
 
     after: int
     limit: int = 1000
+    store: str = ""
 
 
 class GetQueues(msgspec.Struct, array_like=True, tag="get_queues"):
@@ -254,14 +257,20 @@ class FeedEntry(msgspec.Struct, array_like=True):
 class FeedPage(msgspec.Struct, array_like=True, tag="feed_page"):
     """`next` is the place to read on from; `oldest` the first place still kept, `newest` the last one given.
 
-    Place 0 is before the first job that ever finished. Who waited for the page and
-    gets a short one finds the jobs themselves in `jobs`, and need not ask for them."""
+    Place 0 is before the first job that ever finished. Who waited for the page and gets a short one finds the
+    jobs themselves in `jobs`, and need not ask for them. `holes` are the first and last places of what the
+    page passes and cannot tell: jobs that were retired. `reset` says why the place that was asked for is
+    none of this feed; the page then begins at the beginning of what is kept. `store` is for the reader's
+    cursor."""
 
     entries: list[FeedEntry]
     next: int
     oldest: int
     newest: int = 0
     jobs: list[JobView] = []
+    holes: list[tuple[int, int]] = []
+    reset: str | None = None  # FEED_AHEAD | FEED_OTHER_STORE
+    store: str = ""
 
 
 class QueueView(msgspec.Struct, array_like=True):

@@ -361,8 +361,6 @@ def retire(state: QueueState, limits: Limits, count_max: int = 5_000, room: int 
     for job in state.feed:
         if len(jobs) >= count_max:
             break
-        if job is None:
-            continue
         assert job.details is not None and job.details.finished_at is not None
         old = job.details.finished_at + limits.retention_seconds <= now
         if not old and beyond <= len(jobs):

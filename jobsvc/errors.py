@@ -3,6 +3,7 @@
     JobsvcError
     ├── InvalidRequest      fix the request: `field` names what is wrong
     ├── Refused             the service understood and said no; `refusal.code` says why
+    │   └── CompletionsLost a reader of the feed has missed some: look by id, go on after `cursor`
     ├── Unavailable         retry, with the same ids: nobody could answer, or the outcome is unknown
     ├── JobFailed           stop: the job ended without a result (failed or cancelled)
     ├── WaitTimedOut        the job goes on; only the waiting ended
@@ -82,6 +83,14 @@ class Refused(JobsvcError):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.detail)
         self.refusal = refusal
+
+
+class CompletionsLost(Refused):
+    """The completion feed passed jobs that it tells no more. Go on after `cursor`."""
+
+    def __init__(self, detail: str, cursor: str) -> None:
+        super().__init__(Refusal("expired_job", f"{detail}; go on after {cursor}", "after"))
+        self.cursor = cursor
 
 
 class Unavailable(JobsvcError):

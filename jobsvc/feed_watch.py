@@ -95,7 +95,7 @@ class FeedWatch:
         quiet = 0
         while self._waiting and self._place is not None:
             try:
-                page = await self._managers.wait_feed(self._place, POLL_SECONDS)
+                page = await self._managers.wait_feed(ReadFeed(self._place), POLL_SECONDS)
             except Unavailable:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
@@ -110,7 +110,7 @@ class FeedWatch:
     def _take(self, page: FeedPage) -> int:
         """Wake who waits for what the page names. Returns how many jobs were waited for."""
         assert self._place is not None
-        if page.oldest > self._place + 1:  # part of the feed has passed its retention unread
+        if page.holes or page.reset:  # part of the feed was retired unread, and their jobs may be in it
             woken = list(self._waiting)
         else:
             woken = [entry.id for entry in page.entries if entry.id in self._waiting]

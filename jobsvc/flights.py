@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from .commands import Command, FeedPage, Flight, FlightReply, ManagerStatus, Reply, Request
+from .commands import Command, FeedPage, Flight, FlightReply, ManagerStatus, ReadFeed, Reply, Request
 from .errors import JobsvcError, Refusal, Unavailable
 
 IN_THE_AIR_MAX = 2
@@ -49,7 +49,7 @@ class Managers(Protocol):
         """Ask the leader, across failovers, until a deadline. Raises Unavailable."""
         ...
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> FeedPage:
+    async def wait_feed(self, query: ReadFeed, wait_seconds: float) -> FeedPage:
         """The completion feed after a place; waits for an entry. Raises Unavailable."""
         ...
 

@@ -145,19 +145,15 @@ class Gateway:
             self._waiters -= 1
             self._watch.remove(job_id, waiter)
 
-    async def wait_feed(self, after: int, seconds: float, limit: int) -> c.FeedPage:
+    async def wait_feed(self, query: c.ReadFeed, seconds: float) -> c.FeedPage:
         """A page of the feed, at once or when something has finished. Raises Refused."""
-        if seconds <= 0 or limit == 0 or after < 0:
-            return await self.get(c.ReadFeed(after, limit), c.FeedPage)
+        if seconds <= 0 or query.limit == 0 or query.after < 0:
+            return await self.get(query, c.FeedPage)
         try:
-            waited = await self._managers.wait_feed(after, seconds)
+            return await self._managers.wait_feed(query, seconds)
         except Unavailable as error:
             refusal = Refusal("no_leader", str(error), None, RETRY_AFTER_SECONDS)
             raise Refused(refusal) from error
-        if len(waited.entries) > limit:
-            waited.entries = waited.entries[:limit]
-            waited.next = waited.entries[-1].seq
-        return waited
 
     # --- objects ---
 

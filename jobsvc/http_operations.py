@@ -8,6 +8,7 @@ import msgspec
 
 from . import http_views as v
 from .http_bulk import GROUPS_DEFAULT, BulkDocument, BulkRequest, FailuresDocument
+from .http_feed import CURSOR_PATTERN, FeedDocument
 from .http_job_requests import ITERATIONS_MAX, RAW_OPTIONS, JobRequest
 from .http_jobs import JSON_TYPE, PAGE_DEFAULT, PAGE_MAX, PULL_MAX
 from .http_live import HISTORY_SECONDS, HISTORY_SECONDS_MAX, HistoryDocument, SummaryDocument
@@ -314,19 +315,26 @@ OPERATIONS: tuple[Operation, ...] = (
         "completions",
         "jobs",
         "Follow finished jobs",
-        "The durable feed of jobs that have ended, in order. Keep `next` and ask for `after=next`: "
-        "nothing is missed. With `Accept: text/event-stream` it goes on: events `completion`, `reset` if "
-        "the place has passed its retention; the event id is the place.",
-        (Answer(200, "Entries after the place.", {JSON_TYPE: v.FeedDocument, EVENT_STREAM: _TEXT}),),
+        "The durable feed of jobs that have ended, in order. Keep `cursor` and ask for `after=cursor`: "
+        "nothing is missed untold. `truncated` says that something was passed that is told no more: jobs "
+        "past their retention, or a place that is none of this store. Then look at the jobs that you wait "
+        "for by id, and go on. With `Accept: text/event-stream` it goes on: events `completion`, and `reset` "
+        "where `truncated` would be; the event id is the cursor.",
+        (Answer(200, "Entries after the place.", {JSON_TYPE: FeedDocument, EVENT_STREAM: _TEXT}),),
         _READ,
         (
             _query(
-                "after", {"type": "integer", "minimum": -1, "default": 0}, "A place; -1 is the present end."
+                "after",
+                {"type": "string", "pattern": CURSOR_PATTERN, "default": "0"},
+                "The `cursor` of a page, or a place as a number: 0 is the beginning, -1 the present end.",
             ),
             _query("limit", _integer(0, FEED_LIMIT_MAX, FEED_LIMIT_DEFAULT), "Entries at most."),
             _WAIT,
             _parameter(
-                "header", "Last-Event-ID", {"type": "integer", "minimum": -1}, "The place, for streams."
+                "header",
+                "Last-Event-ID",
+                {"type": "string", "pattern": CURSOR_PATTERN},
+                "The id of the last event, for streams.",
             ),
         ),
     ),

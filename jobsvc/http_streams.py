@@ -2,8 +2,7 @@
 
 Server-sent events. The feed's event id is the place in it, so a browser that reconnects says by itself
 (`Last-Event-ID`) where it was, and misses nothing; the first event comes at once, so that there is a place.
-A place whose entries have passed their retention gets an event `reset`: list again, and go on from
-`oldest`.
+What cannot be told any more gets an event `reset` (`http_feed` has the rules of a reader).
 
 A stream outlives a failover: while nobody leads it says so in a comment and tries again.
 """
@@ -20,9 +19,10 @@ from starlette.responses import Response, StreamingResponse
 from . import commands as c
 from .errors import InvalidRequest, Refusal, Refused
 from .gateway import Gateway
+from .http_feed import cursor_text, feed_document, page_events, place_of
 from .http_jobs import SEQ_MAX, json_response
 from .http_requests import job_id_of, query_values, wait_seconds, whole_number
-from .http_views import completion_document, encode_json, feed_document
+from .http_views import encode_json
 from .jobs import TERMINAL
 
 STREAMS_MAX = 1_000  # of one replica
@@ -50,33 +50,38 @@ class StreamRoutes:
         values = query_values(request, ("after", "limit", "wait"))
         limit_text = values.get("limit", str(FEED_LIMIT_DEFAULT))
         limit = whole_number("limit", limit_text, 0, FEED_LIMIT_MAX)
-        after = whole_number("after", values.get("after", "0"), -1, SEQ_MAX)
+        after, store = place_of("after", values.get("after", "0"))
         if wants_events(request):
             last = request.headers.get("last-event-id")
             if last is not None:
-                after = whole_number("Last-Event-ID", last, -1, SEQ_MAX)
-            first = await self._gateway.get(c.ReadFeed(after, max(1, limit)), c.FeedPage)
-            return self.stream(self._feed_events(first, after))
-        page = await self._gateway.wait_feed(after, wait_seconds(request, values), limit)
-        return json_response(feed_document(page, after))
+                after, store = place_of("Last-Event-ID", last)
+            query = c.ReadFeed(after, max(1, limit), store)
+            return self.stream(self._feed_events(await self._gateway.get(query, c.FeedPage), after))
+        query = c.ReadFeed(after, limit, store)
+        page = await self._gateway.wait_feed(query, wait_seconds(request, values))
+        return json_response(feed_document(page))
 
     async def _feed_events(self, page: c.FeedPage, after: int) -> AsyncGenerator[bytes, None]:
-        place = page.next if after < 0 else after
-        yield event("open", {"oldest": page.oldest, "newest": page.newest}, str(place))
-        while True:
-            if place < page.oldest - 1:
-                yield event("reset", {"oldest": page.oldest}, str(page.oldest - 1))
-            for entry in page.entries:
-                yield event("completion", completion_document(entry), str(entry.seq))
+        store = page.store
+        place = after
+        if after < 0:
             place = page.next
-            page = c.FeedPage([], place, 0)
+        elif page.reset:
+            place = 0
+        yield event("open", {"oldest": page.oldest, "newest": page.newest}, cursor_text(place, store))
+        while True:
+            for name, told, event_id in page_events(page):
+                yield event(name, told, event_id)
+            place, store = page.next, page.store
             try:
-                page = await self._gateway.wait_feed(place, ALIVE_SECONDS, FEED_LIMIT_DEFAULT)
+                query = c.ReadFeed(place, FEED_LIMIT_DEFAULT, store)
+                page = await self._gateway.wait_feed(query, ALIVE_SECONDS)
             except Refused as refused:
+                page = c.FeedPage([], place, 0, store=store)
                 yield f": {refused.refusal.code}\n\n".encode()
                 await asyncio.sleep(LEADERLESS_PAUSE_SECONDS)
                 continue
-            if not page.entries:
+            if not (page.entries or page.holes or page.reset):
                 yield b": alive\n\n"
 
     # --- logs ---

@@ -131,29 +131,6 @@ class BatchDocument(msgspec.Struct):
     created: bool
 
 
-class CompletionDocument(msgspec.Struct):
-    """A job that has ended. `seq` is its place in the feed."""
-
-    seq: int
-    id: Id
-    state: StateName
-    task: str
-    batch: str | None
-    finished_at: Time
-    error: ErrorDocument | None
-    result: Annotated[AnyJson, Meta(description="there if it is JSON and small")] | UnsetType = UNSET
-
-
-class FeedDocument(msgspec.Struct):
-    """Part of the completion feed. Read on with `after=next`."""
-
-    entries: list[CompletionDocument]
-    next: int
-    oldest: Annotated[int, Meta(description="the first place that is still kept")]
-    newest: Annotated[int, Meta(description="the last place given so far")]
-    truncated: Annotated[bool, Meta(description="entries after `after` have passed their retention")]
-
-
 class QueueDocument(msgspec.Struct):
     name: str
     pool: str
@@ -391,26 +368,6 @@ def job_document(
 
 def _known(text: str) -> Any:
     return text
-
-
-def completion_document(entry: c.FeedEntry) -> CompletionDocument:
-    value = small_value(entry.result)
-    return CompletionDocument(
-        entry.seq,
-        id_text(entry.id),
-        entry.state.value,
-        entry.task,
-        entry.batch,
-        time_text(entry.finished_at),
-        error_document(entry.error, short=True),
-        UNSET if value is None else value,
-    )
-
-
-def feed_document(page: c.FeedPage, after: int) -> FeedDocument:
-    truncated = 0 <= after < page.oldest - 1 and page.oldest > 1
-    entries = [completion_document(entry) for entry in page.entries]
-    return FeedDocument(entries, page.next, page.oldest, page.newest, truncated)
 
 
 def queues_document(queues: c.Queues) -> QueuesDocument:

@@ -126,26 +126,30 @@ def _finished_at(job: Job) -> float:
     return job.details.finished_at or 0.0 if job.details is not None else 0.0
 
 
-def read_feed(state: QueueState, query: c.ReadFeed) -> c.FeedPage:
-    """Finished jobs after a place, in order of completion. A place below 0 means the end: no entries."""
-    newest = state.next_finish_seq - 1
+def read_feed(state: QueueState, query: c.ReadFeed, store: str = "") -> c.FeedPage:
+    """Finished jobs after a place, in order of completion. A place below 0 means the end: no entries.
+
+    A place of another store, or beyond the end, names nothing that this feed has: the page says so, and
+    begins at the beginning of what is kept.
+    """
+    feed = state.feed
     if query.after < 0:
-        return c.FeedPage([], newest, state.feed_first, newest)
-    entries: list[c.FeedEntry] = []
-    place = max(query.after + 1, state.feed_first)
-    limit = min(query.limit, PAGE_MAX * 10)
-    scanned_until = min(place + SCAN_MAX, state.next_finish_seq)
-    while place < scanned_until and len(entries) < limit:
-        job = state.feed[place - state.feed_first]
-        if job is not None:
-            entries.append(_feed_entry(job, place))
-        place += 1
-    return c.FeedPage(entries, max(place - 1, query.after), state.feed_first, newest)
+        return c.FeedPage([], feed.newest, feed.first, feed.newest, store=store)
+    reset = None
+    if query.store not in ("", store):
+        reset = c.FEED_OTHER_STORE
+    elif query.after > feed.newest:
+        reset = c.FEED_AHEAD
+    after = query.after if reset is None else 0
+    found, end = feed.after(after, min(query.limit, PAGE_MAX * 10), SCAN_MAX)
+    holes = feed.holes(after, [place for place, _ in found], end)
+    entries = [_feed_entry(job, place) for place, job in found]
+    return c.FeedPage(entries, end, feed.first, feed.newest, [], holes, reset, store)
 
 
-def read_feed_with_jobs(state: QueueState, after: int) -> c.FeedPage:
+def read_feed_with_jobs(state: QueueState, query: c.ReadFeed, store: str = "") -> c.FeedPage:
     """For those who wait for a job: with a short page the jobs come along, and nobody has to ask again."""
-    page = read_feed(state, c.ReadFeed(after))
+    page = read_feed(state, query, store)
     if len(page.entries) <= FEED_JOBS_MAX:
         page.jobs = [job_view(state, state.jobs[entry.id]) for entry in page.entries]
     return page

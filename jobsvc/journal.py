@@ -361,7 +361,7 @@ class LogWriter:
         stepdown_seconds: float,
     ) -> None:
         self._store = store
-        self._cluster_id = cluster_id
+        self.cluster_id = cluster_id
         self._nonce = nonce
         self._mark = mark
         self._random = random
@@ -397,7 +397,7 @@ class LogWriter:
         if not log_time >= self._mark.log_time:
             raise ValueError(f"log time goes back from {self._mark.log_time} to {log_time}")
         record = data_record(
-            self._mark, self._cluster_id, self._nonce, body=body, count=count, log_time=log_time
+            self._mark, self.cluster_id, self._nonce, body=body, count=count, log_time=log_time
         )
         self._appending = True
         try:
@@ -417,7 +417,7 @@ class LogWriter:
         key = log_key(record.position)
         lying_there = await _put_until_known(self._store, key, record.encoded, patience)
         if lying_there != record.encoded:
-            raise Fenced(f"{key} holds {_description(lying_there, self._cluster_id)}: another manager leads")
+            raise Fenced(f"{key} holds {_description(lying_there, self.cluster_id)}: another manager leads")
         self._answered_at = patience.tried_at
         self._unsettled = None
         self._mark = self._mark.after(record)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from . import commands as c
-from . import decisions, job_views, orphans
+from . import decisions, orphans
 from .bulkheads import ENDS_ALL, Bulkheads, said
 from .commit_loop import CommitLoop, Peer
 from .errors import EventNotApplied, Refusal, Unavailable
@@ -107,6 +107,7 @@ class Leader:
             settings,
             self.pool_views,
             self._loop.time,
+            writer.cluster_id,
         )
         self._failed_jobs = 0
         self._retirement = Retirement(state, self.commits, store, self._limits)
@@ -168,14 +169,14 @@ class Leader:
 
     def apply_events(self, events: list[Event]) -> None:
         """Put decided events into the open batch, and wake who waits for what they bring."""
-        finished_before = self.state.next_finish_seq
+        finished_before = self.state.feed.next_place
         try:
             for event in events:
                 self.commits.append(event)
         except EventNotApplied as error:
             self._end(error)
             raise
-        if self.state.next_finish_seq != finished_before:
+        if self.state.feed.next_place != finished_before:
             self.bulkheads.call("metrics", self._count_finished, finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
@@ -186,11 +187,10 @@ class Leader:
 
     def _count_finished(self, first: int) -> None:
         now = self._loop.time()
-        for job in self.state.feed[first - self.state.feed_first :]:
-            if job is not None:
-                self._throughput.add(job.options.queue, now)
-                self.tallies.job_finished(job)
-                self._failed_jobs += job.state is State.FAILED
+        for job in self.state.feed.since(first):
+            self._throughput.add(job.options.queue, now)
+            self.tallies.job_finished(job)
+            self._failed_jobs += job.state is State.FAILED
 
     # --- calls of replicas ---
 
@@ -205,7 +205,7 @@ class Leader:
             return _after_the_end(requests, len(replies), error)
         self.leasing.serve_waiting()
         self.commits.hurry()
-        await self.commits.settled()
+        await self._settled_with(*replies)
         return replies
 
     def _answer(self, request: c.Request) -> c.Reply:
@@ -243,17 +243,23 @@ class Leader:
     def workers(self) -> c.Workers:
         return self.reads.workers()
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
+    async def wait_feed(self, query: c.ReadFeed, wait_seconds: float) -> c.FeedPage:
         """The feed after a place; waits for the first entry at most this long."""
-        if after >= self.state.next_finish_seq - 1 and wait_seconds > 0:
+        if self.reads.is_at_the_end(query) and wait_seconds > 0:
             try:
                 async with asyncio.timeout(wait_seconds):
                     await self._finish_grew.wait()
             except TimeoutError:
                 pass  # an empty page is the answer
-        page = job_views.read_feed_with_jobs(self.state, after)
-        await self.commits.settled()
+        page = self.reads.feed_with_jobs(query)
+        await self._settled_with(page)
         return page
+
+    async def _settled_with(self, *replies: c.Reply) -> None:
+        """Wait until these replies are true for good."""
+        if any(isinstance(reply, c.FeedPage) and reply.reset for reply in replies):
+            await self.commits.proved()  # a leader that was replaced may only be behind the reader's place
+        await self.commits.settled()
 
     # --- calls of workers ---
 

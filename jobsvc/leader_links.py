@@ -20,7 +20,7 @@ import msgspec
 import ray
 from ray.exceptions import ActorDiedError, RayError
 
-from .commands import FeedPage, Flight, FlightReply, ManagerStatus
+from .commands import FeedPage, Flight, FlightReply, ManagerStatus, ReadFeed
 from .errors import Unavailable
 from .jobs import NotLeader, WorkerOrders, WorkerReport, encode
 
@@ -138,16 +138,17 @@ class RayManagers:
         )
         return reply
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> FeedPage:
+    async def wait_feed(self, query: ReadFeed, wait_seconds: float) -> FeedPage:
         """In slices. The deadline is for finding a leader, in each of them."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wait_seconds
+        data = encode(query)
         while True:
             seconds = max(0.0, min(POLL_SECONDS, until - loop.time()))
             page: FeedPage = await self._finder.ask_leader(
-                "wait_feed", (after, seconds), _feed, self._deadline_seconds, seconds
+                "wait_feed", (data, seconds), _feed, self._deadline_seconds, seconds
             )
-            if page.entries or page.next != after or loop.time() >= until:
+            if page.entries or page.next != query.after or page.reset or loop.time() >= until:
                 return page
 
     async def statuses(self) -> list[ManagerStatus]:

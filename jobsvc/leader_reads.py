@@ -17,6 +17,8 @@ from .state_history import StateHistory
 from .throughput import Throughput
 from .worker_registry import KnownWorker, WorkerRegistry
 
+STORE_ID_DIGITS = 12  # the last ones of the journal's cluster id, which are random
+
 
 class LeaderReads:
     """Queries over the parts of one leadership."""
@@ -30,6 +32,7 @@ class LeaderReads:
         settings: Settings,
         pool_views: Mapping[str, c.PoolView],
         clock: Callable[[], float],
+        cluster_id: bytes,
     ) -> None:
         self._state = state
         self._registry = registry
@@ -38,6 +41,7 @@ class LeaderReads:
         self._settings = settings
         self._pool_views = pool_views
         self._clock = clock
+        self._store_id = cluster_id.hex()[-STORE_ID_DIGITS:]
 
     def answer(self, query: c.Query) -> c.Reply:
         """The answer of one query."""
@@ -60,13 +64,21 @@ class LeaderReads:
             case c.GetHistory():
                 return self._history.read(query.seconds)
             case c.ReadFeed():
-                return job_views.read_feed(state, query)
+                return job_views.read_feed(state, query, self._store_id)
             case c.GetQueues():
                 finished = self._throughput.per_second(self._clock())
                 return job_views.get_queues(state, finished, self._settings.queues, query)
             case c.GetWorkers():
                 return self.workers()
         return Refusal("invalid", "unknown request")
+
+    def is_at_the_end(self, query: c.ReadFeed) -> bool:
+        """Whether a reader of this store stands where the next job that finishes will be."""
+        return query.after == self._state.feed.newest and query.store in ("", self._store_id)
+
+    def feed_with_jobs(self, query: c.ReadFeed) -> c.FeedPage:
+        """A page for whoever waited for it."""
+        return job_views.read_feed_with_jobs(self._state, query, self._store_id)
 
     def _add_workers(self, items: Iterable[c.JobView | Refusal]) -> None:
         """A queued job waits for a worker, and that perhaps for a machine; a running one has its worker."""

@@ -62,6 +62,7 @@ ADVICE = (
 _log = logging.getLogger(__name__)
 
 _flight_decoder = msgspec.msgpack.Decoder(c.Flight)
+_feed_decoder = msgspec.msgpack.Decoder(c.ReadFeed)
 _report_decoder = msgspec.msgpack.Decoder(WorkerReport)
 
 
@@ -370,12 +371,12 @@ class Manager:
             return self._not_leader()
         return encode(await leader.report(_report_decoder.decode(data)))
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> bytes:
-        """Long poll of the completion feed: encoded FeedPage, or NotLeader."""
+    async def wait_feed(self, query: bytes, wait_seconds: float) -> bytes:
+        """Long poll of the completion feed, with an encoded ReadFeed: encoded FeedPage, or NotLeader."""
         leader = self.leader
         if leader is None:
             return self._not_leader()
-        return encode(await leader.wait_feed(after, wait_seconds))
+        return encode(await leader.wait_feed(_feed_decoder.decode(query), wait_seconds))
 
     async def follow(self, records: list[bytes]) -> int:
         """The leader's push; an empty one is its sign of life. Returns the records applied so far."""

@@ -304,9 +304,9 @@ class ManagerActor:
         set_title(self, self._title())  # this call may last, and Ray shows its name
         return await self._manager.report_and_ask(data)
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> bytes:
+    async def wait_feed(self, query: bytes, wait_seconds: float) -> bytes:
         set_title(self, self._title())
-        return await self._manager.wait_feed(after, wait_seconds)
+        return await self._manager.wait_feed(query, wait_seconds)
 
     async def follow(self, records: list[bytes]) -> int:
         return await self._manager.follow(records)

@@ -12,6 +12,7 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 from itertools import count
+from operator import itemgetter
 
 import msgspec
 
@@ -39,6 +40,7 @@ class Header(msgspec.Struct, array_like=True):
     retired: list[bytes]
     jobs: int
     automatic_keys: dict[str, KeyRecord] = {}
+    feed_revived: list[tuple[int, int]] = []  # version 0.1 has none: all its holes count as retired jobs
 
 
 class JobRow(msgspec.Struct, array_like=True, gc=False):
@@ -73,8 +75,8 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 state.log_time,
                 state.epoch,
                 state.next_seq,
-                state.feed_first,
-                len(state.feed),
+                state.feed.first,
+                state.feed.next_place - state.feed.first,
                 options,
                 state.paused,
                 list(state.counts),
@@ -82,6 +84,7 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 list(state.retired_order),
                 len(state.jobs),
                 state.automatic_keys,
+                list(state.feed.revived),
             )
         )
     )
@@ -120,28 +123,29 @@ def restore(body: bytes) -> Iterator[QueueState]:
     view = memoryview(body)
     offset = 0
     state = QueueState()
-    options: list[JobOptions] = []
+    header: Header | None = None
     while offset < len(view):
         length = int.from_bytes(view[offset : offset + 4], "big")
         part = view[offset + 4 : offset + 4 + length]
-        if offset == 0:
-            options = _restore_header(state, _header.decode(part))
+        if header is None:
+            header = _header.decode(part)
+            _restore_header(state, header)
         else:
-            _restore_jobs(state, options, _rows.decode(part))
+            _restore_jobs(state, header.options, _rows.decode(part))
         offset += 4 + length
         yield state
+    assert header is not None, "a snapshot without a header"
+    _restore_feed(state, header)
     _restore_orders(state)
     yield state
 
 
-def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
+def _restore_header(state: QueueState, header: Header) -> None:
     if header.format != FORMAT:
         raise ValueError(f"snapshot format {header.format} is not known")
     state.log_time = header.log_time
     state.epoch = header.epoch
     state.next_seq = header.next_seq
-    state.feed_first = header.feed_first
-    state.feed = [None] * header.feed_length
     state.paused.update((queue, True) for queue, paused in header.paused.items() if paused)
     for queue in header.queues:
         state.counts.know(queue)
@@ -151,7 +155,6 @@ def _restore_header(state: QueueState, header: Header) -> list[JobOptions]:
     state.retired = dict.fromkeys(header.retired)
     for each in header.options:
         state.options.intern(each)
-    return header.options
 
 
 def _restore_jobs(state: QueueState, options: list[JobOptions], rows: list[JobRow]) -> None:
@@ -220,9 +223,17 @@ def _index(state: QueueState, job: Job) -> None:
     elif job.state is State.RUNNING:
         assert details.lease is not None
         state.leases.setdefault(details.lease.worker, {})[job.id] = job
-    else:
-        assert details.finish_seq is not None
-        state.feed[details.finish_seq - state.feed_first] = job
+
+
+def _restore_feed(state: QueueState, header: Header) -> None:
+    places: list[tuple[int, Job]] = []
+    for job in state.order:
+        if isinstance(job, Segment) or job.state not in TERMINAL:
+            continue
+        assert job.details is not None and job.details.finish_seq is not None
+        places.append((job.details.finish_seq, job))
+    places.sort(key=itemgetter(0))
+    state.feed.restore(places, header.feed_revived, header.feed_first + header.feed_length)
 
 
 def _restore_orders(state: QueueState) -> None:
@@ -230,8 +241,6 @@ def _restore_orders(state: QueueState) -> None:
     for queue in list(state.counts):
         forget_if_unused(state, queue)
     for job in state.feed:
-        if job is None:
-            continue
         assert job.details is not None and job.details.finished_at is not None
         assert job.details.finish_seq is not None
         if job.state is State.FAILED:
@@ -269,6 +278,7 @@ def check_invariants(state: QueueState) -> None:
     for segment in state.jobs.segments:
         _check_segment(state, segment)
     assert counts == state.counts and totals == state.counts.totals, "counts disagree"
+    assert len(state.feed) == sum(job.state in TERMINAL for job in all_jobs), "the feed holds others"
     _check_queues(state)
     assert packs == state.packs, "packs disagree"
     failed = {job.id for job in all_jobs if job.state is State.FAILED}
@@ -322,6 +332,6 @@ def _check_job(state: QueueState, job: Job) -> None:
         assert any(entry[2] is job and entry[0] == details.run_at for entry in state.due), f"{name}: not due"
     elif job.state in TERMINAL:
         assert details is not None and details.finish_seq is not None, f"{name}: terminal without a place"
-        assert state.feed[details.finish_seq - state.feed_first] is job, f"{name}: not in the feed"
+        assert state.feed.job_at(details.finish_seq) is job, f"{name}: not in the feed"
     if job.state is not State.RUNNING:
         assert details is None or details.lease is None, f"{name}: a lease without running"

@@ -28,8 +28,8 @@ touches terminal jobs alone. Between the two every event moves it along an arrow
 every state that is not terminal has a way forward that does not depend on any one process: scheduled by
 time, queued by any worker, running by its worker or by the leader that declares the worker lost.
 
-The feed is the list of finished jobs in the order of finishing; a place in it never changes its job. A
-revived job's old place reads as empty, and it gets a new one when it finishes again.
+The feed (`completion_feed`) has the finished jobs in the order of finishing; a place in it never changes its
+job. A revived job's old place reads as empty, and it gets a new one when it finishes again.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .commands import AUTOMATIC_KEY_PREFIX
+from .completion_feed import CompletionFeed
 from .errors import JobsvcError
 from .events import (
     AttemptsEnded,
@@ -125,8 +126,7 @@ class QueueState:
         self.due: list[tuple[float, int, Job]] = []
         self.leases: dict[str, dict[bytes, Job]] = {}
         self.counts = QueueCounts()
-        self.feed: list[Job | None] = []
-        self.feed_first = 1  # finish_seq of feed[0]
+        self.feed = CompletionFeed()
         self.failures = FailureGroups()
         self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
         self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
@@ -137,10 +137,6 @@ class QueueState:
         self.retired_order: deque[bytes] = deque()
 
     # --- reading ---
-
-    @property
-    def next_finish_seq(self) -> int:
-        return self.feed_first + len(self.feed)
 
     def total(self, state: State) -> int:
         return self.counts.totals[state]
@@ -343,7 +339,7 @@ def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
         job.failures = job.crashes = 0
         details = job.details
         assert details is not None and details.finish_seq is not None
-        state.feed[details.finish_seq - state.feed_first] = None
+        state.feed.revive(details.finish_seq)
         details.finish_seq = details.finished_at = None
         lane_of(state, job.options).add_returned(job)
     _drop_dead_retention(state)
@@ -382,7 +378,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         job = state.jobs.pop(job_id)
         details = job.details
         assert job.state in TERMINAL and details is not None and details.finish_seq is not None
-        state.feed[details.finish_seq - state.feed_first] = None
+        state.feed.retire(details.finish_seq)
         details.pulled = True  # leaves `unpulled`
         details.finish_seq = None  # leaves `retention`
         state.counts.add(job.options.queue, job.state, -1)
@@ -402,15 +398,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
 
 
 def _compact(state: QueueState, retired: int) -> None:
-    """Drop what lingers: empty places at the front of the feed, retired jobs in `order` and `unpulled`."""
-    empty = 0
-    for job in state.feed:
-        if job is not None:
-            break
-        empty += 1
-    if empty > 1000 or empty == len(state.feed):
-        del state.feed[:empty]
-        state.feed_first += empty
+    """Drop what lingers: retired jobs in `order` and `unpulled`."""
     state.order_retired += retired
     if state.order_retired > len(state.jobs):
         state.order = state.jobs.only_held(state.order)
@@ -469,8 +457,7 @@ def _finish(state: QueueState, job: Job) -> None:
     details = job.details
     assert details is not None
     details.finished_at = state.log_time
-    details.finish_seq = state.next_finish_seq
-    state.feed.append(job)
+    details.finish_seq = state.feed.append(job)
     if job.state is State.FAILED:
         state.failures.add(job)
     if job.options.retention_seconds is not None:

@@ -46,7 +46,7 @@ class StateHistory:
             state.total(State.QUEUED),
             state.total(State.RUNNING),
             state.next_seq - 1,
-            state.next_finish_seq - 1,
+            state.feed.next_place - 1,
             int(failed),
             0.0 if oldest is None else max(0.0, now - oldest),
             workers,
@@ -104,7 +104,7 @@ def mark(state: QueueState) -> int:
     A change that takes itself back within one look is missed: whoever relies on it looks again now and then.
     """
     paused = len(state.paused)
-    seen = (state.epoch, state.next_seq, state.next_finish_seq, len(state.jobs), state.totals(), paused)
+    seen = (state.epoch, state.next_seq, state.feed.next_place, len(state.jobs), state.totals(), paused)
     return zlib.crc32(repr(seen).encode())
 
 

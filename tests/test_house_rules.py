@@ -29,8 +29,8 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings_bounds settings jobs commands events",
-    1: """segments ready_lanes interned_options pack_references failure_groups queue_counts remembered_keys
-          queue_state selections
+    1: """segments ready_lanes interned_options pack_references failure_groups completion_feed queue_counts
+          remembered_keys queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",
@@ -44,10 +44,10 @@ LAYERS = {
           leader_links autoscaler_view manager_actor worker_actor
           discovery ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests
-          http_views http_jobs http_bulk http_live http_operations http_page http_service http_streams
-          http_api serve_express
-          client client_bulk client_code client_core client_http client_job client_jobs client_logs
-          client_tables bench project_tasks
+          http_views http_feed http_jobs http_bulk http_live http_operations http_page http_service
+          http_streams http_api serve_express
+          client client_bulk client_code client_core client_feed client_http client_job client_jobs
+          client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",

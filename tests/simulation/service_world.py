@@ -477,17 +477,22 @@ class Client:
 
     async def read_feed(self) -> None:
         """Follow the feed from its beginning."""
-        after = 0
+        after, store = 0, ""
         while True:
             try:
-                page = await self._finder.ask_leader("wait_feed", (after, 2.0), _pages, 15.0, 2.0)
+                query = encode(c.ReadFeed(after, store=store))
+                page = await self._finder.ask_leader("wait_feed", (query, 2.0), _pages, 15.0, 2.0)
             except Unavailable:
                 await asyncio.sleep(0.1)
                 continue
             for entry in page.entries:
                 self._world.told.feed.append(Finish(entry.seq, id_text(entry.id), entry.state.value))
                 self._see(entry.id, entry.result)
-            after = self._world.feed_read = page.next
+            self._world.told.holes += page.holes
+            if page.reset is not None:
+                self._world.find(f"P5: place {after} is {page.reset}, and was given")
+            after, store = page.next, page.store
+            self._world.feed_read = after
 
 
 # --- the world ----------------------------------------------------------------------------------------------
@@ -770,7 +775,7 @@ class World:
             return False
         commits, reader = leaders[0].leader.commits, standbys[0]._reader
         open_batch = bool(commits._batch.events) or commits._in_the_air is not None
-        all_read = self.feed_read >= leaders[0].state.next_finish_seq - 1
+        all_read = self.feed_read >= leaders[0].state.feed.newest
         return not open_batch and reader.mark == commits.mark and all_read
 
     def judge_states(self) -> None:

@@ -77,11 +77,11 @@ class PairManagers(RayManagers):
         self.flights.append(flight)
         return await super().send(flight)
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
+    async def wait_feed(self, query: c.ReadFeed, wait_seconds: float) -> c.FeedPage:
         self.feed_calls += 1
         self.feed_open += 1
         try:
-            return await super().wait_feed(after, wait_seconds)
+            return await super().wait_feed(query, wait_seconds)
         finally:
             self.feed_open -= 1
 

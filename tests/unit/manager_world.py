@@ -171,8 +171,10 @@ class Pair:
         self.fleet.there.setdefault(worker, values["pool"])
         return _orders.decode(await manager.report_and_ask(encode(WorkerReport(worker, **values))))
 
-    async def feed(self, manager: Manager, after: int = 0, seconds: float = 0.0) -> c.FeedPage:
-        page = _pages.decode(await manager.wait_feed(after, seconds))
+    async def feed(
+        self, manager: Manager, after: int = 0, seconds: float = 0.0, store: str = ""
+    ) -> c.FeedPage:
+        page = _pages.decode(await manager.wait_feed(encode(c.ReadFeed(after, store=store)), seconds))
         assert isinstance(page, c.FeedPage)
         return page
 

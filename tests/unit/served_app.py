@@ -75,6 +75,9 @@ class _Nobody:
     async def names(self) -> dict[str, str]:
         return {WORKER: DEFAULT_POOL}  # a worker that nobody lists would be lost, and its jobs with it
 
+    async def machines(self) -> None:
+        return None
+
 
 class _ToTheManager:
     def __init__(self, manager: Manager) -> None:
@@ -83,8 +86,8 @@ class _ToTheManager:
     async def send(self, flight: c.Flight) -> c.FlightReply:
         return self._leads(_replies.decode(await self._manager.handle_flight(encode(flight))))
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
-        return self._leads(_pages.decode(await self._manager.wait_feed(after, wait_seconds)))
+    async def wait_feed(self, query: c.ReadFeed, wait_seconds: float) -> c.FeedPage:
+        return self._leads(_pages.decode(await self._manager.wait_feed(encode(query), wait_seconds)))
 
     async def statuses(self) -> list[c.ManagerStatus]:
         return [_statuses.decode(self._manager.status())]

@@ -235,7 +235,7 @@ def test_cancel_is_at_once_for_what_does_not_run() -> None:
     answer = world.do(Cancel([queued, scheduled, queued]))
     assert answer == Changed([State.CANCELLED] * 3)
     assert world.lease() == [] and world.after(6.0).promote() == []
-    assert [job.id for job in world.state.feed if job] == [queued, scheduled]
+    assert [job.id for job in world.state.feed] == [queued, scheduled]
     world.check()
 
 

@@ -53,7 +53,7 @@ class ScriptedManagers:
             return c.Payload("json", request.id)
         return c.Changed([])
 
-    async def wait_feed(self, after: int, wait_seconds: float) -> c.FeedPage:
+    async def wait_feed(self, query: c.ReadFeed, wait_seconds: float) -> c.FeedPage:
         raise AssertionError("nobody waits")
 
     async def statuses(self) -> list[c.ManagerStatus]:

@@ -20,6 +20,7 @@ DEADLINE_SECONDS = 15.0
 DAY_SECONDS = 86_400.0
 
 _report = msgspec.msgpack.Decoder(WorkerReport)
+_query = msgspec.msgpack.Decoder(c.ReadFeed)
 
 
 class Managers(LeaderFinder):
@@ -48,10 +49,11 @@ class Managers(LeaderFinder):
         if method == "report_and_ask":
             await asyncio.sleep(_report.decode(arguments[0]).wait_seconds)
             return encode(WorkerOrders(lease_seconds=30.0))
-        after, wait_seconds = arguments
+        query, wait_seconds = arguments
         await asyncio.sleep(wait_seconds)
         if name in self.stopped:
             await asyncio.Event().wait()
+        after = _query.decode(query).after
         return encode(c.FeedPage([], after, 1, after))
 
 
@@ -78,7 +80,7 @@ def now() -> float:
 @pytest.mark.parametrize("seconds", [0.0, 0.3, 2.5, 14.0, 15.0, 16.0, 20.0, 60.0, 7_200.0, DAY_SECONDS])
 def test_a_poll_of_a_quiet_feed_ends_with_its_time_and_no_page(seconds: float) -> None:
     async def story(links: Links) -> None:
-        page = await links.replica.wait_feed(7, seconds)
+        page = await links.replica.wait_feed(c.ReadFeed(7), seconds)
         assert (page.entries, page.next) == ([], 7)
         assert now() == pytest.approx(seconds)
 
@@ -90,7 +92,7 @@ def test_a_leader_that_is_lost_in_a_silent_poll_is_noticed_and_the_poll_goes_on(
     async def story(links: Links) -> None:
         managers = links.managers
         # given a poll of a minute
-        poll = asyncio.ensure_future(links.replica.wait_feed(7, 60.0))
+        poll = asyncio.ensure_future(links.replica.wait_feed(c.ReadFeed(7), 60.0))
         await asyncio.sleep(12.0)
         # when its leader is lost, and the other one leads after a while
         managers.leads = None
@@ -112,7 +114,7 @@ def test_a_poll_without_any_leader_is_refused_by_the_deadline() -> None:
     async def story(links: Links) -> None:
         links.managers.leads = None
         with pytest.raises(Unavailable, match="no manager led in 15 s"):
-            await links.replica.wait_feed(7, 60.0)
+            await links.replica.wait_feed(c.ReadFeed(7), 60.0)
         assert now() <= DEADLINE_SECONDS + POLL_SECONDS
 
     tell(story)

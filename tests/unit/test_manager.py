@@ -43,7 +43,7 @@ def test_one_leads_and_the_other_follows() -> None:
         assert same_jobs(a, b)
         answers = [
             await b.handle_flight(encode(c.Flight([c.GetJobs(ids)]))),
-            await b.wait_feed(0, 0.0),
+            await b.wait_feed(encode(c.ReadFeed(0)), 0.0),
         ]
         for answer in answers:
             assert msgspec.msgpack.decode(answer, type=NotLeader) == NotLeader("manager-a")
@@ -482,7 +482,7 @@ def test_the_standby_writes_snapshots_and_a_third_recovers_from_one() -> None:
         again = pair.start("manager-b")
         await until(lambda: again.role == "leader")
         # then it has everything
-        assert len(again.state.jobs) == 60 and again.state.next_finish_seq == a.state.next_finish_seq
+        assert len(again.state.jobs) == 60 and again.state.feed.next_place == a.state.feed.next_place
         a.state.epoch = again.state.epoch
         assert same_jobs(a, again)
 

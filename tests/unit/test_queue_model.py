@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobsvc import commands as c
-from jobsvc import decisions, job_views, queue_snapshot, queue_state, ready_lanes, segments
+from jobsvc import completion_feed, decisions, job_views, queue_snapshot, queue_state, ready_lanes, segments
 from jobsvc.errors import Refusal
 from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Job, JobOptions, NewJob, Outcome, Result, State
 
@@ -59,6 +59,18 @@ class ModelJob:
     pulled: bool = False
 
 
+@dataclasses.dataclass
+class Reader:
+    """Who follows the feed by the rules, as one would explain it."""
+
+    place: int = 0
+    seen: set[int] = dataclasses.field(default_factory=set)
+    told: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # that these are told no more
+
+    def knows_of(self, place: int) -> bool:
+        return place in self.seen or any(first <= place <= last for first, last in self.told)
+
+
 class Model:
     """The whole queue in plain lists."""
 
@@ -68,6 +80,7 @@ class Model:
         self.gone: set[bytes] = set()
         self.paused: set[str] = set()
         self.finished = 0
+        self.moved: set[int] = set()  # places whose job was put back
         self.keys: dict[str, tuple[bytes, list[bytes], float]] = {}
 
     def find(self, job: bytes) -> ModelJob | None:
@@ -128,6 +141,8 @@ class Model:
 class QueueMachine(RuleBasedStateMachine):
     """Commands, reports and time in any order, to the queue and to the model."""
 
+    forgets_who_moved = False
+
     def __init__(self) -> None:
         super().__init__()
         self.world = World(
@@ -140,6 +155,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.reported: list[tuple[str, Finished]] = []
         self.number = 0
         self.snapshot: tuple[int, bytes] | None = None
+        self.readers = [Reader(), Reader()]
 
     @property
     def now(self) -> float:
@@ -262,7 +278,11 @@ class QueueMachine(RuleBasedStateMachine):
         [item] = self.world.do(c.Retry([job.id])).items
         assert isinstance(item, Refusal) == (job.state not in ("failed", "cancelled"))
         if not isinstance(item, Refusal):
-            job.state, job.failures, job.crashes, job.place = "queued", 0, 0, None
+            assert job.place is not None
+            self.model.moved.add(job.place)
+            place, job.place = job.place, None
+            job.state, job.failures, job.crashes = "queued", 0, 0
+            self.whoever_reads_on_from(place - 1)
 
     @rule(queue=st.sampled_from(QUEUES), paused=st.booleans())
     def pause(self, queue: str, paused: bool) -> None:
@@ -279,6 +299,39 @@ class QueueMachine(RuleBasedStateMachine):
         assert [each.id for each in pulled.jobs] == [job.id for job in waiting[:count]]
         for job in waiting[:count]:
             job.pulled = True
+
+    @rule(who=st.integers(0, 1), limit=st.sampled_from([0, 1, 2, 99]), store=st.sampled_from(["", "s"]))
+    def read_on(self, who: int, limit: int, store: str) -> None:
+        """A reader takes what a page says, and goes on after it."""
+        reader = self.readers[who]
+        page = job_views.read_feed(self.world.state, c.ReadFeed(reader.place, limit, store), "s")
+        assert page.reset is None and reader.place <= page.next <= self.model.finished
+        kept = {job.place: job.id for job in self.model.jobs if job.place is not None}
+        assert all(kept[entry.seq] == entry.id for entry in page.entries)
+        for first, last in page.holes:
+            assert reader.place < first <= last <= page.next and not kept.keys() & range(first, last + 1)
+            lost = set(range(first, last + 1)) - self.model.moved
+            assert lost or self.forgets_who_moved, "told of a loss that is none"
+        reader.told += page.holes
+        reader.seen |= {entry.seq for entry in page.entries}
+        reader.place = page.next
+
+    def whoever_reads_on_from(self, place: int) -> None:
+        """Sees every completion, or is told, or the job was put back."""
+        page = job_views.read_feed(self.world.state, c.ReadFeed(place, 99))
+        told = {each for first, last in page.holes for each in range(first, last + 1)}
+        passed = set(range(place + 1, page.next + 1))
+        assert page.next == self.model.finished
+        assert passed <= told | self.model.moved | {entry.seq for entry in page.entries}
+
+    @rule(beyond=st.integers(1, 60), limit=st.sampled_from([0, 2, 99]))
+    def read_from_nowhere(self, beyond: int, limit: int) -> None:
+        """A place that this feed never gave, or that is of another one: all that is kept, and word of it."""
+        wrong = c.ReadFeed(self.model.finished + beyond, limit, "s"), c.ReadFeed(beyond, limit, "other")
+        for query, reset in zip(wrong, (c.FEED_AHEAD, c.FEED_OTHER_STORE), strict=True):
+            page = job_views.read_feed(self.world.state, query, "s")
+            begin = job_views.read_feed(self.world.state, c.ReadFeed(0, limit), "s")
+            assert page.reset == reset and (page.entries, page.next) == (begin.entries, begin.next)
 
     # --- what workers do ---
 
@@ -368,6 +421,14 @@ class QueueMachine(RuleBasedStateMachine):
         self.model.gone |= expected
         assert set(free) == packs - {job.pack for job in self.model.jobs}, "payload objects"
         assert len(free) == len(set(free))
+        for place in range(self.model.finished + 1):
+            self.whoever_reads_on_from(place)
+
+    @rule()
+    def grow_old(self) -> None:
+        """All that has ended passes its retention: by chance alone, that comes about too rarely."""
+        self.time_passes(250.0)
+        self.retire()
 
     # --- what machines do ---
 
@@ -408,8 +469,18 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def feed_agrees(self) -> None:
         state = self.world.state
-        feed = [(n, job.id) for n, job in enumerate(state.feed, state.feed_first) if job is not None]
+        feed = [(job.details.finish_seq, job.id) for job in state.feed if job.details is not None]
         assert feed == sorted((job.place, job.id) for job in self.model.jobs if job.place is not None)
+        assert [job.id for job in state.feed.since(state.feed.first)] == [each for _, each in feed]
+        assert state.feed.newest == self.model.finished
+
+    @invariant()
+    def readers_have_seen_all_or_been_told(self) -> None:
+        for reader in self.readers:
+            for place in range(1, reader.place + 1):
+                assert reader.knows_of(place) or place in self.model.moved, (
+                    f"place {place}, and no word of it"
+                )
 
     @invariant()
     def every_copy_agrees(self) -> None:
@@ -494,6 +565,14 @@ def test_the_queue_is_the_model() -> None:
     run_machine(150)
 
 
+def test_readers_are_told_also_where_the_queue_forgets_who_was_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(completion_feed, "REVIVED_RANGES_MAX", 1)
+    monkeypatch.setattr(QueueMachine, "forgets_who_moved", True)
+    run_machine(50)
+
+
 def test_its_jobs_are_often_frozen() -> None:
     found = []
     whole = segments.JobTable.freeze
@@ -552,7 +631,34 @@ def test_it_finds_an_order_that_ignores_what_came_back(monkeypatch: pytest.Monke
 
 
 def test_it_finds_a_snapshot_that_forgets_who_was_revived(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue_snapshot, "_restore_orders", lambda state: state.feed.clear())
+    monkeypatch.setattr(completion_feed.CompletionFeed, "restore", feed_without_the_revived)
+    must_be_found()
+
+
+def feed_without_the_revived(self: Any, jobs: Any, revived: Any, next_place: int) -> None:
+    for place, job in jobs:
+        self._put(place, job)
+    self.next_place = next_place
+
+
+def test_it_finds_a_feed_that_says_nothing_of_retired_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = completion_feed.CompletionFeed.retire
+
+    def silent(self: completion_feed.CompletionFeed, place: int) -> None:
+        whole(self, place)
+        self.revived.add(place)
+
+    monkeypatch.setattr(completion_feed.CompletionFeed, "retire", silent)
+    must_be_found()
+
+
+def test_it_finds_a_page_that_steps_over_what_it_has_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = completion_feed.CompletionFeed.after
+
+    def hasty(self: completion_feed.CompletionFeed, place: int, count_max: int, looks_max: int) -> Any:
+        return whole(self, place, count_max, looks_max)[0], self.newest
+
+    monkeypatch.setattr(completion_feed.CompletionFeed, "after", hasty)
     must_be_found()
 
 

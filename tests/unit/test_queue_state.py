@@ -257,8 +257,8 @@ def test_the_front_of_a_long_feed_is_cut_off_while_its_end_is_kept() -> None:
     world.settle([world.finished(job, Outcome.SUCCEEDED) for job in ids])
     world.retire()
     # then places still mean the same jobs
-    assert world.state.feed_first == 1491 and world.state.next_finish_seq == 1501
-    assert [job.id for job in world.state.feed if job] == ids[-10:]
+    assert world.state.feed.first == 1491 and world.state.feed.next_place == 1501
+    assert [job.id for job in world.state.feed] == ids[-10:]
     queue_snapshot.check_invariants(world.state)
 
 
