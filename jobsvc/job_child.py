@@ -17,8 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from .job_deaths import memory_error
 from .job_frames import BOARD_BYTES, LENGTH, Board, EndFrame, JobFrame, ReadyJob, Setup, frame
 from .job_output import OutputKeeper, OutputSplitter
+from .jobs import ErrorInfo
 from .process_tree import TOKEN_VARIABLE, ProcessTree
 
 _PIPE_BYTES = 1 << 20
@@ -37,6 +39,7 @@ class JobChild:
         self.sent_bytes = 0
         self.ready = False  # its tasks are loaded, and it may run jobs
         self.is_unfit = False  # it has turned out that it cannot
+        self.jobs_left = setup.growth.jobs_max or sys.maxsize  # that it will still run
         self.exited = asyncio.Event()
         self.keeper = OutputKeeper(log_bytes_max)  # output since the last mark
         self.outputs: dict[int, bytes] = {}  # output in front of a mark, by its number
@@ -118,6 +121,16 @@ class JobChild:
             if self.board.current == number:
                 return number, started
         return None
+
+    def too_large(self, bytes_max: int | None) -> ErrorInfo | None:
+        """The error of the job that runs, if its processes use more memory than this.
+
+        What earlier jobs have left in the process is not this one's.
+        """
+        left = self.board.left_bytes
+        if bytes_max is None or (used := self.tree.outgrows(bytes_max + left)) is None:
+            return None
+        return memory_error(used - left, bytes_max)
 
     # --- pipes ---
 

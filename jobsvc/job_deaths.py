@@ -19,6 +19,11 @@ def crash_error(exit_code: int) -> ErrorInfo:
     return ErrorInfo("ProcessKilled", f"the job's process was killed by {name}{why}", signal=name)
 
 
+def memory_error(used_bytes: int, bytes_max: int) -> ErrorInfo:
+    message = f"the job's processes used {used_bytes} bytes of memory, more than the {bytes_max} allowed"
+    return ErrorInfo("OutOfMemory", message)
+
+
 def start_failure(exit_code: int, output: bytes) -> str:
     """Why a process cannot work that ended before its tasks were loaded."""
     how = f"left with exit code {exit_code}" if exit_code >= 0 else f"was killed by {_signal_name(exit_code)}"

@@ -41,6 +41,17 @@ MARK_BYTES = MARK_TOKEN_BYTES + _MARK_NUMBER.size
 LENGTH = struct.Struct("<I")
 BOARD_BYTES = mmap.PAGESIZE
 READY = 0  # the number of the EndFrame that says "tasks loaded"; its data are a Loaded
+RENEWED = 2**64 - 1  # the number of the EndFrame that says "no more jobs in this process"; its error says why
+
+
+class GrowthLimits(msgspec.Struct, array_like=True, frozen=True):
+    """What a process may have more than it had when its tasks were loaded, and a task's first run left."""
+
+    jobs_max: int | None
+    bytes_max: int
+    descriptors_max: int
+    threads_max: int
+    left_bytes_max: int | None  # of memory since its tasks were loaded, whoever left it
 
 
 class Setup(msgspec.Struct, array_like=True):
@@ -53,6 +64,7 @@ class Setup(msgspec.Struct, array_like=True):
     result_bytes_max: int
     error_bytes_max: int
     kill_grace_seconds: float
+    growth: GrowthLimits
     mark_token: bytes
 
 
@@ -175,6 +187,14 @@ class Board:
     @property
     def recall_below(self) -> int:
         return self._numbers[2]
+
+    @property
+    def left_bytes(self) -> int:
+        """Memory that earlier jobs have left in the process: not the running one's."""
+        return self._numbers[4]
+
+    def leave_bytes(self, left_bytes: int) -> None:
+        self._numbers[4] = left_bytes
 
     def recall(self, below: int) -> None:
         self._numbers[2] = below

@@ -8,43 +8,50 @@ sees the control pipe close and kills the whole process group. The guard is a pr
 would wait for a task that holds the interpreter's lock.
 
 The loop: read a frame of jobs, run one after the other, write each result at once (`job_frames` says
-why). Between two jobs it puts back what a task may have bent: stdout and stderr, the SIGTERM handler,
-leftovers on the event loop. A task sees SIGTERM as `JobKilled`, so that its `finally` blocks run; one
+why). Between two jobs everything is made as it was: the event loop (`job_loop`), what the job has started
+(`job_children`), what a process has (`process_state`), stdout and stderr (`job_streams`). Where that cannot
+be, or where what stays has grown too much (`process_growth`), the process ends before its next job, and the
+worker starts another. A task sees SIGTERM as `JobKilled`, so that its `finally` blocks run; one
 that takes no notice is killed when the grace is over.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import faulthandler
-import fcntl
-import io
 import os
+import select
 import signal
 import sys
-import termios
 import time
 import traceback
 from types import CoroutineType, FrameType
-from typing import Any, TextIO
+from typing import Any
 
 import msgspec
 from setproctitle import setproctitle
 
 from .job_calls import Call, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
-from .job_frames import LENGTH, READY, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
+from .job_frames import LENGTH, READY, RENEWED, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
+from .job_loop import JobLoop
+from .job_streams import JobStreams
 from .jobs import TASK_UNKNOWN, ErrorInfo, id_text
+from .process_growth import ProcessGrowth
+from .process_state import ProcessState
 from .process_tree import become_subreaper
 from .tasks import CODE_REFUSED, Registry, TasksNotLoaded, builtin_registry
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_STDOUT, _STDERR = 1, 2
 _KILLED_EXIT_CODE = 128 + signal.SIGTERM
 _OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
 _JOB_NICENESS = 5  # managers and replicas on this machine go first
+_LOOK_SECONDS = (
+    0.01  # of jobs, between two looks at everything, each of which takes less than a hundredth of it
+)
+_IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
+_INTERRUPTIONS_MAX = 100
 _TITLE_IDLE = "jobsvc job (idle)"
 
 
@@ -67,13 +74,12 @@ class JobProcess:
         self._results_fd = results_fd
         self._board = board
         self._pid = os.getpid()
-        self._output_fd = os.dup(_STDOUT)  # stays ours whatever a task does to 1 and 2
-        self._waiting = bytearray(4)
+        self._streams = JobStreams()
+        self._state = ProcessState()
+        self._wall, self._clock = time.time, time.perf_counter  # a job may replace those of the module
         self._reads = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._in_job = False
-        self._stdout, self._stderr = _open_text(_STDOUT), _open_text(_STDERR)
-        self._flush_c = ctypes.CDLL(None).fflush
+        self._unseen_seconds = 0.0  # of jobs, since everything was looked at
         self._registry = Registry()
         self._is_fork = False
         os.register_at_fork(after_in_child=self._forget_pipes)
@@ -87,18 +93,25 @@ class JobProcess:
         self._setup = setup
         loaded = Loaded(self._load(setup))
         self._children = JobChildren(setup.kill_grace_seconds)
-        self._restore()
+        self._loop = JobLoop()
+        setproctitle(_TITLE_IDLE)  # the first time it moves the environment
+        self._streams.put_back(0.0)
+        self._state.settle()
+        self._growth = ProcessGrowth(setup.growth)
         self._end_output(READY)
         self._write(EndFrame(READY, 0.0, 0.0, 0.0, True, "msgpack", msgspec.msgpack.encode(loaded)))
         if loaded.problems:
             return  # the worker tries a fresh process later
         decode = msgspec.msgpack.Decoder(list[JobFrame]).decode
-        setproctitle(_TITLE_IDLE)
+        more = select.poll()
+        more.register(self._jobs.fileno(), select.POLLIN)
         while (body := self._read_frame()) is not None:
             for job in decode(body):
                 self._run_job(job)
             self._board.clear()
             setproctitle(_TITLE_IDLE)
+            if not more.poll(_IDLE_MILLISECONDS):
+                self._look()
 
     def _load(self, setup: Setup) -> list[str]:
         """Import the tasks. Returns what is wrong: a process with half of them is not fit to run any."""
@@ -145,36 +158,92 @@ class JobProcess:
     def _run_job(self, job: JobFrame) -> None:
         board = self._board
         board.begin(job.number, time.monotonic())
-        self._waiting_bytes()  # a system call that locks: see job_frames about the board
+        self._streams.waiting_bytes()  # a system call that locks: see job_frames about the board
         if job.number < board.recall_below:
             board.clear()
             return
         setproctitle(f"jobsvc job {job.task} {id_text(job.job_id)}")
-        started_at = time.time()
-        started = time.perf_counter()
+        is_first = job.content != "pickle" and self._growth.begins(job.task)
+        started_at = self._wall()
+        started = self._clock()
         content, data, error, final = self._outcome(job)
-        seconds = time.perf_counter() - started
+        seconds = self._clock() - started
         if os.getpid() != self._pid:
             self._leave_fork()
-        leaves = self._children.any() and self._children.end()
-        self._restore()
+        left = self._clear_up(seconds)
         marked = self._end_output(job.number)
         self._write(
             EndFrame(
                 job.number, started_at, started_at + seconds, seconds, marked, content, data, error, final
             )
         )
-        if leaves:
-            self._leave()
+        if left or self._growth.count():
+            self._leave(left or [f"jobs are at most {self._setup.growth.jobs_max} in one process"])
+        self._unseen_seconds += seconds
+        if is_first or self._unseen_seconds > _LOOK_SECONDS:
+            self._look(is_first)
+
+    # --- between two jobs ---
+
+    def _clear_up(self, seconds: float) -> list[str]:
+        """Make everything as it was. Names what only another process has as it was."""
+        interrupted: list[str] = []
+        while True:
+            try:
+                if interrupted:
+                    interrupted += self._state.put_all()
+                return interrupted + self._clear_up_once(seconds)
+            except Exception as error:  # of a handler that the job has set, for a signal or an alarm
+                interrupted.append(f"{type(error).__name__} after the job")
+                if len(interrupted) > _INTERRUPTIONS_MAX:
+                    raise
+
+    def _clear_up_once(self, seconds: float) -> list[str]:
+        left = []
+        if self._loop.put_back(seconds):
+            left.append("a coroutine that cannot be cancelled")
+        if self._children.any() and self._children.end():
+            left.append("processes that the job had left")  # its modules may know a pool that has none now
+        if put := self._state.put_back():
+            left += put
+        if self._streams.put_back(seconds):
+            left.append("stdin, stdout or stderr closed")
+        return left
+
+    def _look(self, was_first: bool = False) -> None:
+        """What is too dear for each job: all that C code may have changed, and what has grown."""
+        left = self._state.put_all() + self._growth.look(was_first)
+        self._board.leave_bytes(self._growth.left_bytes)
+        self._unseen_seconds = 0.0
+        if left:
+            self._leave(left)
+
+    def _leave(self, why: list[str]) -> None:
+        """End this process; the worker starts the next one, and sends it what has not started here."""
+        self._board.clear()
+        self._write(EndFrame(RENEWED, 0.0, 0.0, 0.0, False, error=ErrorInfo("Renewed", "; ".join(why))))
+        os._exit(0)
+
+    def _leave_fork(self) -> None:
+        """The task forked, and the other half came back here."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    def _leave_killed(self) -> None:
+        try:
+            self._streams.put_back(0.0)
+        finally:
+            os._exit(_KILLED_EXIT_CODE)
+
+    # --- one job ---
 
     def _outcome(self, job: JobFrame) -> tuple[str, bytes, ErrorInfo | None, bool]:
         """Content and bytes of the result, the error, and whether another run would end in the same way."""
         try:
             self._in_job = True
             try:
-                call = self._resolve(job)
-                value = self._call(call)
-                content, data = write_result(value, self._setup.result_bytes_max, call.returns())
+                content, data = self._state.context.copy().run(self._result, job)
             finally:
                 self._in_job = False
             return content, data, None, False
@@ -188,13 +257,18 @@ class JobProcess:
             return "json", b"", self._error_info(error), False
         raise AssertionError("not reached")
 
+    def _result(self, job: JobFrame) -> tuple[str, bytes]:
+        call = self._resolve(job)
+        value = self._call(call)
+        return write_result(value, self._setup.result_bytes_max, call.returns())
+
     def _call(self, call: Call) -> Any:
         try:
             value = call.function(*call.args, **call.kwargs)
         except TypeError as error:
             check_fits(call, error, error.__traceback__ and error.__traceback__.tb_next)
             raise
-        return self._await(value) if type(value) is CoroutineType else value
+        return self._loop.run(value) if type(value) is CoroutineType else value
 
     def _resolve(self, job: JobFrame) -> Call:
         if job.content == "pickle":
@@ -208,69 +282,16 @@ class JobProcess:
             raise NoSecondRun("PermissionError", definition.refused)
         return call_of_task(definition, job.content, job.payload)
 
-    def _await(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
-        """Run it on one loop that is kept, so that clients which a task keeps open go on working."""
-        if self._loop is None or self._loop.is_closed():
-            self._loop = asyncio.new_event_loop()
-            asyncio.set_event_loop(self._loop)
-        loop = self._loop
-        try:
-            return loop.run_until_complete(coroutine)
-        finally:
-            left = asyncio.all_tasks(loop)
-            if left and not loop.is_running():
-                for each in left:
-                    each.cancel()
-                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-
-    def _leave(self) -> None:
-        """End this process between two jobs; the worker starts the next one, and sends it what did not start.
-
-        What has left children may have left in its modules who talks to them, a pool for one.
-        """
-        self._board.clear()
-        os._exit(0)
-
-    def _leave_fork(self) -> None:
-        """The task forked, and the other half came back here."""
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
-
-    def _leave_killed(self) -> None:
-        try:
-            self._restore()
-        finally:
-            os._exit(_KILLED_EXIT_CODE)
-
     # --- output ---
-
-    def _restore(self) -> None:
-        """Put stdout, stderr and the SIGTERM handler back, and bring out what is still in buffers."""
-        os.dup2(self._output_fd, _STDOUT)
-        os.dup2(self._output_fd, _STDERR)
-        if sys.stdout is not self._stdout or self._stdout.closed:
-            sys.stdout = self._stdout = _own(self._stdout, sys.stdout, _STDOUT)
-        if sys.stderr is not self._stderr or self._stderr.closed:
-            sys.stderr = self._stderr = _own(self._stderr, sys.stderr, _STDERR)
-        self._stdout.flush()
-        self._stderr.flush()
-        self._flush_c(None)  # all that `printf` and the like have kept back
-        if signal.getsignal(signal.SIGTERM) != self._on_term:
-            signal.signal(signal.SIGTERM, self._on_term)
-
-    def _waiting_bytes(self) -> int:
-        fcntl.ioctl(self._output_fd, termios.FIONREAD, self._waiting)
-        return int.from_bytes(self._waiting, sys.byteorder)
 
     def _end_output(self, number: int) -> bool:
         """Write the job's mark if there may be output of it."""
-        waiting = self._waiting_bytes()
+        waiting = self._streams.waiting_bytes()
         reads = self._board.reads
         if waiting == 0 and reads == self._reads and number != READY:
             return False
         self._reads = reads
-        os.write(self._output_fd, mark(self._setup.mark_token, number))
+        self._streams.write(mark(self._setup.mark_token, number))
         return True
 
     # --- errors ---
@@ -310,21 +331,6 @@ def cut_text(text: str, bytes_max: int) -> str:
     head = data[: room // 3].decode("utf-8", "ignore")
     tail = data[len(data) - (room - room // 3) :].decode("utf-8", "ignore")
     return head + gap.decode() + tail
-
-
-def _open_text(fd: int) -> io.TextIOWrapper:
-    raw = open(fd, "wb", buffering=8192, closefd=False)  # noqa: SIM115  open for life
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
-
-
-def _own(ours: io.TextIOWrapper, theirs: TextIO | None, fd: int) -> io.TextIOWrapper:
-    """Our stream again, after a task has closed it or put another in its place."""
-    if theirs is not None and theirs is not ours:
-        try:
-            theirs.flush()  # it may be anything, in any condition; its text is all we want
-        except Exception as error:
-            os.write(_STDERR, f"output of this job could not be flushed: {error}\n".encode())
-    return _open_text(fd) if ours.closed else ours
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -386,7 +392,6 @@ def main(arguments: list[str]) -> None:
     _expect_to_be_chosen()
     faulthandler.enable()
     process = JobProcess(jobs_fd, results_fd, board)
-    sys.stdout, sys.stderr = process._stdout, process._stderr
     try:
         process.run()
     except BrokenPipeError:

@@ -29,6 +29,7 @@ another exception is still reported as killed; one that finishes in its grace ha
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ from .job_child import JobChild
 from .job_deaths import crash_error, start_failure
 from .job_frames import (
     READY,
+    RENEWED,
     EndFrame,
     HeldBack,
     JobEnded,
@@ -71,6 +73,7 @@ SLOW_START_SECONDS = 10.0  # then what waits for the process goes where one is r
 _KILL_LOOK_SECONDS = 0.02
 _AFTER_KILL_SECONDS_MAX = 5.0
 
+_log = logging.getLogger("jobsvc.worker")
 _decode_loaded = msgspec.msgpack.Decoder(Loaded).decode
 
 
@@ -89,7 +92,7 @@ class ProcessRunner:
 
     def __init__(self, settings: Settings, pool: str = DEFAULT_POOL) -> None:
         self._settings = settings
-        self._memory_max = settings.pools[pool].job_memory_bytes_max
+        self._pool = settings.pools[pool]
         self._queue: deque[ReadyJob] = deque()
         self._next_number = READY + 1
         self._child: JobChild | None = None
@@ -180,7 +183,7 @@ class ProcessRunner:
 
     def _started(self) -> JobChild | None:
         try:
-            child = start_child(self._settings)
+            child = start_child(self._settings, self._pool)
         except OSError as error:  # no memory, processes or descriptors are left: there may be some later
             self._hold.failed(f"no job process can be started: {error.strerror}", time.time())
             self._give_back()
@@ -196,7 +199,7 @@ class ProcessRunner:
         if child is None or not child.ready or self._dying is not None or not self._queue:
             return
         jobs = []
-        room = SENT_JOBS_MAX - len(child.sent)
+        room = min(SENT_JOBS_MAX, child.jobs_left) - len(child.sent)
         room_bytes = SENT_BYTES_MAX - child.sent_bytes
         while self._queue and room > 0 and room_bytes > 0:
             job = self._queue.popleft()
@@ -247,7 +250,10 @@ class ProcessRunner:
             output = child.outputs.pop(end.number, b"")
             if end.number == READY:
                 self._has_loaded(child, _decode_loaded(end.data))
+            elif end.number == RENEWED:
+                _log.info("job process %d is renewed: %s", child.pid, end.error and end.error.message)
             elif (job := child.settle(end.number)) is not None:
+                child.jobs_left -= 1
                 self._say_ended(job, end, output)
         if child.outputs and not child.sent:
             child.outputs.clear()  # nobody is left to claim them
@@ -350,12 +356,8 @@ class ProcessRunner:
             grace = self._settings.kill_grace_seconds
             self._kill_number(_Kill(number, Outcome.TIMED_OUT, error, grace))
             return LOOK_SECONDS
-        if self._memory_max is not None and (used := child.tree.outgrows(self._memory_max)):
-            error = ErrorInfo(
-                "OutOfMemory",
-                f"the job's processes used {used} bytes of memory, more than the {self._memory_max} allowed",
-            )
-            self._kill_number(_Kill(number, Outcome.CRASHED, error, 0.0))
+        if (too_large := child.too_large(self._pool.job_memory_bytes_max)) is not None:
+            self._kill_number(_Kill(number, Outcome.CRASHED, too_large, 0.0))
             return LOOK_SECONDS
         self._look_at_output(child, number, job, seconds)
         left = [each.timeout_seconds for each in child.sent.values() if each.timeout_seconds is not None]

@@ -7,13 +7,13 @@ import secrets
 import sys
 
 from .job_child import JobChild
-from .job_frames import MARK_TOKEN_BYTES, Setup
-from .settings import Settings
+from .job_frames import MARK_TOKEN_BYTES, GrowthLimits, Setup
+from .settings import PoolSettings, Settings
 
 _SECRET_VARIABLES = ("JOBSVC_TOKEN",)  # not for jobs
 
 
-def start_child(settings: Settings) -> JobChild:
+def start_child(settings: Settings, pool: PoolSettings) -> JobChild:
     """A job process that loads the tasks."""
     setup = Setup(
         settings.tasks,
@@ -23,6 +23,13 @@ def start_child(settings: Settings) -> JobChild:
         settings.result_bytes_max,
         settings.error_bytes_max,
         settings.kill_grace_seconds,
+        GrowthLimits(
+            pool.max_jobs_per_process,
+            pool.growth_bytes_max,
+            pool.process_growth_descriptors_max,
+            pool.process_growth_threads_max,
+            pool.job_memory_bytes_max,
+        ),
         secrets.token_bytes(MARK_TOKEN_BYTES),
     )
     environment = {name: value for name, value in os.environ.items() if name not in _SECRET_VARIABLES}

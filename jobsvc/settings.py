@@ -17,6 +17,7 @@ from .errors import InvalidRequest
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 S3_RECORD_INTERVAL_SECONDS = 0.034
 DEFAULT_POOL = "default"
 DEFAULT_QUEUE = "default"
@@ -34,7 +35,18 @@ class PoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_workers: int = 1000
     idle_seconds: float = 60.0
     target_drain_seconds: float = 10.0  # the backlog should be worked off in this time
-    job_memory_bytes_max: int | None = None  # a job's process group above this is killed
+    job_memory_bytes_max: int | None = None  # a job whose processes use more is killed
+    # A process of jobs is renewed when it has run so many, or when it has so much more than at its start.
+    max_jobs_per_process: int | None = None  # None: as many as there are
+    process_growth_bytes_max: int | None = None  # None: a quarter of job_memory_bytes_max, or 1 GiB
+    process_growth_descriptors_max: int = 256
+    process_growth_threads_max: int = 256
+
+    @property
+    def growth_bytes_max(self) -> int:
+        if self.process_growth_bytes_max is not None:
+            return self.process_growth_bytes_max
+        return GIB if self.job_memory_bytes_max is None else self.job_memory_bytes_max // 4
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -60,6 +60,10 @@ POOL: dict[str, Range] = {
     "idle_seconds": (0, YEAR),
     "target_drain_seconds": (0, YEAR),
     "job_memory_bytes_max": (1, 1024 * 1024 * GIB),
+    "max_jobs_per_process": (1, 1_000_000_000),
+    "process_growth_bytes_max": (0, 1024 * 1024 * GIB),
+    "process_growth_descriptors_max": (0, 1_000_000_000),
+    "process_growth_threads_max": (0, 1_000_000),
 }
 # Part of file names, of Ray's names of actors, and of URLs.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")

@@ -39,8 +39,9 @@ LAYERS = {
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
-          process_tree job_output job_children code_calls job_calls job_process job_child
-          job_start job_deaths hold_back job_runner
+          process_tree job_output job_children job_streams job_loop
+          tripwires process_traits python_traits process_state process_growth
+          code_calls job_calls job_process job_child job_start job_deaths hold_back job_runner
           leader_links autoscaler_view manager_actor worker_actor
           discovery ray_head serve_proxy service_processes
           http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests

@@ -1,0 +1,119 @@
+"""What a process has, as it was when its tasks had been loaded; put back after each job.
+
+    read after each job        hooks, filters, lists that all of Python goes through; the umask
+    read when it was set       what has a function of Python's to set it (`tripwires`)
+    read with all the rest     now and then, for what C code may have set: after a job of some length, after
+                               some job time, and when there is nothing to do
+
+What reads differently is put back. What cannot be, as a limit without the right to raise it, is there again
+in a new process only: then this one is renewed before its next job.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import decimal
+import faulthandler
+import os
+import random
+import tempfile
+from typing import Any
+
+from . import tripwires
+from .process_traits import Trait, rights, system_traits
+from .python_traits import hook_traits, hooks, switch_traits
+
+
+class ProcessState:
+    """Made before the tasks are loaded; `settle` when they are."""
+
+    def __init__(self) -> None:
+        self._called: set[str] = set()
+        self._traits: dict[str, Trait] = {}
+        self._fresh: dict[str, Any] = {}
+        self._hooks: tuple[Any, ...] = ()
+        self._seeds: tuple[Any, ...] | None = None
+        self._decimal: decimal.Context | None = None
+        tripwires.lay(self._called)
+
+    def settle(self) -> None:
+        """As it is now, every job shall find it."""
+        try:
+            tempfile.gettempdir()  # or the first one to ask would change it
+        except FileNotFoundError:
+            pass  # there is none; whoever wants one is told so
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        traits = [*system_traits(), *hook_traits(), *switch_traits(), rights()]
+        self._traits = {each.name: each for each in traits}
+        self._fresh = {name: _copy(each.read()) for name, each in self._traits.items()}
+        self._hooks = _copy(hooks())
+        self._hook_names = [each.name for each in hook_traits()]
+        self._seeds = random.getstate() if tripwires.SEEDS in self._called else None
+        self.context = contextvars.copy_context()
+        if any(each.name == "decimal_context" for each in self.context):
+            self._decimal = decimal.getcontext().copy()
+        self._called.clear()
+
+    def put_back(self) -> list[str]:
+        """After each job. Names what cannot be put back."""
+        os.umask(self._umask)
+        if self._decimal is not None:
+            self.context.run(decimal.setcontext, self._decimal.copy())
+        if self._called:
+            return self._put_called()
+        if hooks() != self._hooks:
+            return self._put(self._hook_names)
+        return []
+
+    def put_all(self) -> list[str]:
+        """Read everything, and put back what differs. Names what cannot be put back."""
+        os.umask(self._umask)
+        self._put_called()
+        left = self._put(list(self._traits))
+        self._called.clear()  # by ourselves
+        return left
+
+    def _put_called(self) -> list[str]:
+        called = set(self._called)
+        if tripwires.SEEDS in called:
+            self._put_seeds()
+        if tripwires.FAULTS in called:
+            faulthandler.cancel_dump_traceback_later()
+        names = list(self._hook_names)
+        if called - {tripwires.SEEDS}:
+            every = tripwires.EVERYTHING in called
+            names += [name for name in self._traits if every or name in called]
+        left = self._put(names)
+        self._called.clear()  # by ourselves, too
+        return left
+
+    def _put(self, names: list[str]) -> list[str]:
+        return [name for name in dict.fromkeys(names) if not self._is_put(name)]
+
+    def _is_put(self, name: str) -> bool:
+        trait, fresh = self._traits[name], self._fresh[name]
+        try:
+            if trait.read() == fresh:
+                return True
+            if trait.put_back is None:
+                return False
+            trait.put_back(fresh)
+            return bool(trait.read() == fresh)
+        except Exception:  # no right to it, or a handler of the job's that came in between
+            return False
+
+    def _put_seeds(self) -> None:
+        if self._seeds is None:
+            random.seed()
+        else:
+            random.setstate(self._seeds)
+
+
+def _copy(value: Any) -> Any:
+    """Containers anew, so that a change in place shows; what is in them as it is."""
+    if type(value) is dict:
+        return {name: _copy(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copy, value))
+    return value

@@ -1,0 +1,251 @@
+"""What the interpreter keeps for everybody, and a job may change: hooks, filters, loggers, locale, loops.
+
+Values of modules are nobody's business but their own, with two exceptions: lists and hooks that all of
+Python goes through are put back, and a process in which functions of the standard library were replaced is
+renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import datetime
+import decimal
+import faulthandler
+import gc
+import io
+import json
+import locale
+import logging
+import os
+import posixpath
+import random
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from operator import attrgetter, itemgetter
+from types import ModuleType
+from typing import Any
+
+from .process_traits import Trait
+
+_SYS_HOOKS = ("excepthook", "unraisablehook", "displayhook", "breakpointhook", "dont_write_bytecode")
+_BUILTINS = ("print", "open", "input", "__import__")
+_STANDARD: list[ModuleType] = [asyncio, builtins, datetime, io, json, logging, os, posixpath, random, select]
+_STANDARD += [shutil, signal, socket, subprocess, tempfile, threading, time]
+_DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
+_of_sys = attrgetter(*_SYS_HOOKS, "path", "argv")
+_of_warnings = attrgetter("filters", "showwarning", "formatwarning")
+_of_builtins = attrgetter(*_BUILTINS)
+_of_root = attrgetter("level", "handlers", "filters", "manager.disable")
+_NEW_LOGGER: tuple[Any, ...] = (logging.NOTSET, True, False, [], [])
+_of_logger = attrgetter("level", "propagate", "disabled", "handlers", "filters")
+
+
+def hooks() -> tuple[Any, ...]:
+    """All values of `hook_traits` at once, for after each job. Lists are the living ones."""
+    return (
+        _of_sys(sys),
+        _of_warnings(warnings),
+        _of_builtins(builtins),
+        _of_root(logging.root),
+        threading.excepthook,
+        tempfile.tempdir,
+        sys.gettrace(),
+        sys.getprofile(),
+    )
+
+
+def hook_traits() -> list[Trait]:
+    """What nobody is asked for: any code sets them, by an assignment or in place."""
+    return [
+        *(_attribute(sys, name) for name in _SYS_HOOKS),
+        _listing(sys, "path"),
+        _listing(sys, "argv"),
+        _warning_filters(),
+        _attribute(warnings, "showwarning"),
+        _attribute(warnings, "formatwarning"),
+        *(_attribute(builtins, name) for name in _BUILTINS),
+        Trait("root logger", lambda: _of_root(logging.root), _put_root),
+        _attribute(threading, "excepthook"),
+        _attribute(tempfile, "tempdir"),
+        Trait("sys.settrace", sys.gettrace, sys.settrace),
+        Trait("sys.setprofile", sys.getprofile, sys.setprofile),
+    ]
+
+
+def switch_traits() -> list[Trait]:
+    """What has a function to set it."""
+    return [
+        Trait("locale", lambda: locale.setlocale(locale.LC_ALL, None), _put_locale),
+        _loggers(),
+        _attribute(logging, "raiseExceptions"),
+        _attribute(logging, "lastResort"),
+        Trait("logging.setLoggerClass", logging.getLoggerClass, logging.setLoggerClass),
+        Trait("logging.setLogRecordFactory", logging.getLogRecordFactory, logging.setLogRecordFactory),
+        Trait("garbage collection", gc.isenabled, lambda fresh: gc.enable() if fresh else gc.disable()),
+        Trait("gc.set_threshold", gc.get_threshold, lambda fresh: gc.set_threshold(*fresh)),
+        Trait("gc.set_debug", gc.get_debug, gc.set_debug),
+        _listing(gc, "callbacks"),
+        Trait("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+        Trait("switch interval", sys.getswitchinterval, sys.setswitchinterval),
+        Trait("length of numbers", sys.get_int_max_str_digits, sys.set_int_max_str_digits),
+        Trait("thread stack", threading.stack_size, _put_stack_size),
+        Trait("threading.settrace", threading.gettrace, threading.settrace),
+        Trait("threading.setprofile", threading.getprofile, threading.setprofile),
+        Trait("generator hooks", sys.get_asyncgen_hooks, lambda fresh: sys.set_asyncgen_hooks(*fresh)),
+        Trait("origin tracking", sys.get_coroutine_origin_tracking_depth, _put_origin_tracking),
+        Trait("socket time-out", socket.getdefaulttimeout, socket.setdefaulttimeout),
+        Trait("fault handler", faulthandler.is_enabled, _put_faulthandler),
+        Trait("tracemalloc", tracemalloc.is_tracing, _put_tracing),
+        Trait("decimal.DefaultContext", _read_decimal, _put_decimal),
+        Trait("the standard library", _replaced_functions()),
+    ]
+
+
+def _attribute(owner: ModuleType, name: str) -> Trait:
+    return Trait(
+        f"{owner.__name__}.{name}", lambda: getattr(owner, name), lambda fresh: setattr(owner, name, fresh)
+    )
+
+
+def _listing(owner: ModuleType, name: str) -> Trait:
+    """A list that is put back in place: others may hold it."""
+    original = getattr(owner, name)
+
+    def put_back(fresh: list[Any]) -> None:
+        original[:] = fresh
+        setattr(owner, name, original)
+
+    return Trait(f"{owner.__name__}.{name}", lambda: getattr(owner, name), put_back)
+
+
+def _warning_filters() -> Trait:
+    filters = _listing(warnings, "filters")
+
+    def put_back(fresh: list[Any]) -> None:
+        assert filters.put_back is not None
+        filters.put_back(fresh)
+        with warnings.catch_warnings():
+            pass  # leaving it has modules forget what they know of filters
+
+    return filters._replace(put_back=put_back)
+
+
+def _put_stack_size(fresh: int) -> None:
+    threading.stack_size(fresh)
+
+
+def _put_faulthandler(fresh: bool) -> None:
+    if fresh:
+        faulthandler.enable()
+    else:
+        faulthandler.disable()
+
+
+def _put_origin_tracking(fresh: int) -> None:
+    sys.set_coroutine_origin_tracking_depth(fresh)
+
+
+def _put_locale(fresh: str) -> None:
+    locale.setlocale(locale.LC_ALL, fresh)
+
+
+def _put_tracing(fresh: bool) -> None:
+    if fresh:
+        tracemalloc.start()
+    else:
+        tracemalloc.stop()
+
+
+# --- logging --------------------------------------------------------------------------------------
+
+
+def _put_root(fresh: tuple[Any, ...]) -> None:
+    level, handlers, filters, disable = fresh
+    root = logging.root
+    root.handlers[:], root.filters[:] = handlers, filters
+    root.manager.disable = disable
+    root.setLevel(level)  # has all loggers forget what they know of levels
+
+
+def _loggers() -> Trait:
+    """A logger that is new is as if it were not, unless its name begins as that of a loaded module."""
+    known = {name: each for name, each in _named_loggers() if isinstance(each, logging.Logger)}
+
+    def read() -> tuple[list[Any], list[str]]:
+        return [_of_logger(each) for each in known.values()], [each.name for each in new()]
+
+    def new() -> list[logging.Logger]:
+        if len(logging.root.manager.loggerDict) == count:
+            return []
+        return [
+            each
+            for name, each in _named_loggers()
+            if isinstance(each, logging.Logger)
+            and name not in known
+            and name.partition(".")[0] not in sys.modules
+            and _of_logger(each) != _NEW_LOGGER
+        ]
+
+    def put_back(fresh: tuple[list[Any], list[str]]) -> None:
+        states = dict(zip(known.values(), fresh[0], strict=True))
+        for each in (*known.values(), *new()):
+            level, each.propagate, each.disabled, handlers, filters = states.get(each, _NEW_LOGGER)
+            each.handlers[:], each.filters[:] = handlers, filters
+            each.setLevel(level)
+
+    count = len(logging.root.manager.loggerDict)
+    return Trait("loggers", read, put_back)
+
+
+def _named_loggers() -> list[tuple[str, Any]]:
+    return list(logging.root.manager.loggerDict.items())
+
+
+# --- decimal, and the standard library ------------------------------------------------------------
+
+
+def _read_decimal() -> list[Any]:
+    context = decimal.DefaultContext
+    return [dict(context.traps), *(getattr(context, name) for name in _DECIMAL)]
+
+
+def _put_decimal(fresh: list[Any]) -> None:
+    traps, *values = fresh
+    decimal.DefaultContext.traps.update(traps)
+    for name, value in zip(_DECIMAL, values, strict=True):
+        setattr(decimal.DefaultContext, name, value)
+
+
+def _replaced_functions() -> Callable[[], list[str]]:
+    """Reads the names of functions and classes of well-known modules that are not what they were."""
+    fresh = []
+    for module in _STANDARD:
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        values_of = itemgetter(*names)
+        fresh.append((module, names, values_of, values_of(vars(module))))
+
+    def read() -> list[str]:
+        replaced = []
+        for module, names, values_of, values in fresh:
+            now = vars(module)
+            try:
+                if values_of(now) == values:
+                    continue
+            except KeyError:
+                pass  # one was deleted
+            pairs = zip(names, values, strict=True)
+            replaced += [f"{module.__name__}.{name}" for name, value in pairs if now.get(name) is not value]
+        return replaced
+
+    return read

@@ -1,0 +1,482 @@
+"""Tasks that bend their process, and tasks that see how it is, for `test_process_state`."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextvars
+import ctypes
+import decimal
+import faulthandler
+import gc
+import locale
+import logging
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from jobsvc import task
+
+_LIBC = ctypes.CDLL(None)
+_setting = contextvars.ContextVar("setting", default="fresh")
+_kept: list[Any] = []
+BENDS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}  # what: how it is bent, how it is seen
+logging.getLogger("of.the.module")
+
+
+def bend(see: Callable[[], Any]) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
+    """Names what the function bends as the function."""
+
+    def add(function: Callable[[], Any]) -> Callable[[], Any]:
+        BENDS[function.__name__] = function, see
+        return function
+
+    return add
+
+
+@task
+def bend_it(what: str) -> int:
+    """The process's pid."""
+    BENDS[what][0]()
+    return os.getpid()
+
+
+@task
+def bend_it_for_longer(what: str) -> int:
+    BENDS[what][0]()
+    time.sleep(0.02)
+    return os.getpid()
+
+
+@task
+def see_it(what: str) -> str:
+    return repr(BENDS[what][1]())
+
+
+# --- what the system keeps ------------------------------------------------------------------------
+
+
+@bend(os.getcwd)
+def folder() -> None:
+    os.chdir("/")
+
+
+@bend(os.getcwd)
+def folder_that_is_gone() -> None:
+    with tempfile.TemporaryDirectory() as gone:
+        os.chdir(gone)
+
+
+@bend(os.getcwd)
+def folder_in_c() -> None:
+    _LIBC.chdir(b"/")
+
+
+def see_umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now
+
+
+@bend(see_umask)
+def umask() -> None:
+    os.umask(0o777)
+
+
+@bend(see_umask)
+def umask_in_c() -> None:
+    _LIBC.umask(0)
+
+
+def see_environment() -> tuple[Any, ...]:
+    _LIBC.getenv.restype = ctypes.c_char_p
+    return os.environ.get("BENT"), _LIBC.getenv(b"BENT"), os.environ.get("PATH"), _LIBC.getenv(b"PATH")
+
+
+@bend(see_environment)
+def environment() -> None:
+    os.environ["BENT"] = "yes"
+    del os.environ["PATH"]
+
+
+@bend(see_environment)
+def environment_emptied() -> None:
+    os.environ.clear()
+
+
+@bend(see_environment)
+def environment_replaced() -> None:
+    os.environ = {"BENT": "yes"}  # type: ignore[assignment]  # noqa: B003
+
+
+@bend(see_environment)
+def environment_in_c() -> None:
+    _LIBC.setenv(b"BENT", b"yes", 1)
+
+
+@bend(lambda: (time.tzname, time.localtime(0).tm_hour))
+def time_zone() -> None:
+    os.environ["TZ"] = "Asia/Kathmandu"
+    time.tzset()
+
+
+@bend(lambda: [resource.getrlimit(which) for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)])
+def limits() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@bend(lambda: resource.getrlimit(resource.RLIMIT_NPROC))
+def limit_for_good() -> None:
+    resource.setrlimit(resource.RLIMIT_NPROC, (1000, 1000))
+
+
+@bend(lambda: os.getpriority(os.PRIO_PROCESS, 0))
+def priority() -> None:
+    os.nice(5)
+
+
+@bend(lambda: os.sched_getaffinity(0))
+def processors() -> None:
+    os.sched_setaffinity(0, {0})
+
+
+@bend(lambda: os.sched_getscheduler(0))
+def scheduler() -> None:
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+@bend(lambda: [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)])
+def handlers() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+@bend(lambda: open("/proc/self/status").read().partition("SigIgn")[2].split()[1])  # noqa: SIM115
+def handlers_in_c() -> None:
+    _LIBC.signal(signal.SIGUSR2, 1)
+
+
+@bend(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+def mask() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@bend(lambda: time.sleep(0.1))
+def alarm() -> None:
+    """It would end the process, or raise in the job that runs then."""
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+
+def _too_late(*_: object) -> None:
+    raise TimeoutError("an alarm of another job")
+
+
+@bend(lambda: time.sleep(0.1))
+def alarm_with_a_handler() -> None:
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+
+
+@bend(lambda: time.sleep(0.1))
+def alarm_at_once() -> None:
+    """It may be heard while the process is put in order."""
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    try:
+        time.sleep(0.01)
+    except TimeoutError:
+        pass
+
+
+@bend(lambda: sum(range(10**6)))
+def timer_of_cpu_time() -> None:
+    signal.signal(signal.SIGPROF, _too_late)
+    signal.setitimer(signal.ITIMER_PROF, 0.001, 0.001)
+
+
+@bend(lambda: _LIBC.prctl(3, 0, 0, 0, 0))
+def dumpable() -> None:
+    _LIBC.prctl(4, 0, 0, 0, 0)
+
+
+@bend(lambda: _LIBC.prctl(39, 0, 0, 0, 0))
+def new_privileges() -> None:
+    """For good."""
+    _LIBC.prctl(38, 1, 0, 0, 0)
+
+
+@bend(lambda: open("/proc/self/oom_score_adj").read())  # noqa: SIM115
+def out_of_memory_score() -> None:
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")
+
+
+@bend(lambda: (os.getresuid(), os.getresgid()))
+def users() -> None:
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+# --- what the interpreter keeps -------------------------------------------------------------------
+
+
+@bend(lambda: [sys.path, sys.argv])
+def paths() -> None:
+    sys.path.insert(0, "/nowhere")
+    sys.argv.append("bent")
+
+
+@bend(lambda: sys.path)
+def path_replaced() -> None:
+    sys.path = []
+
+
+@bend(lambda: [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook, sys.breakpointhook])
+def hooks() -> None:
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    sys.displayhook = sys.breakpointhook = print
+
+
+@bend(lambda: (sys.gettrace(), sys.getprofile(), threading.gettrace()))
+def tracing() -> None:
+    sys.settrace(lambda *_: None)
+    sys.setprofile(lambda *_: None)
+    threading.settrace(lambda *_: None)
+
+
+@bend(lambda: (sys.getrecursionlimit(), sys.getswitchinterval(), sys.get_int_max_str_digits()))
+def numbers() -> None:
+    sys.setrecursionlimit(50_000)
+    sys.setswitchinterval(1.0)
+    sys.set_int_max_str_digits(0)
+
+
+@bend(lambda: (gc.isenabled(), gc.get_threshold(), gc.callbacks))
+def collection() -> None:
+    gc.disable()
+    gc.set_threshold(1, 1, 1)
+
+
+@bend(lambda: [warnings.filters, warnings.showwarning])
+def warning_filters() -> None:
+    warnings.simplefilter("error")
+    warnings.showwarning = print  # type: ignore[assignment]
+
+
+def see_logging() -> list[Any]:
+    named = [logging.getLogger(name) for name in ("of.the.module", "of_a_job")]
+    return [
+        *((each.level, each.handlers, each.filters) for each in (logging.root, *named)),
+        [each.disabled for each in named],
+        logging.root.manager.disable,
+        logging.getLogger("of.the.module").isEnabledFor(logging.INFO),
+    ]
+
+
+@bend(see_logging)
+def root_logger() -> None:
+    logging.basicConfig(level=logging.DEBUG)
+
+
+@bend(see_logging)
+def logging_off() -> None:
+    logging.disable(logging.CRITICAL)
+
+
+@bend(see_logging)
+def named_loggers() -> None:
+    for name in ("of.the.module", "of_a_job"):
+        logging.getLogger(name).setLevel(logging.DEBUG)
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).disabled = True
+
+
+@bend(lambda: (locale.setlocale(locale.LC_ALL, None), locale.localeconv()["decimal_point"]))
+def language() -> None:
+    for name in ("C", "C.UTF-8", "POSIX"):
+        if locale.setlocale(locale.LC_ALL, None) != name:
+            locale.setlocale(locale.LC_ALL, name)
+            return
+
+
+@bend(lambda: (decimal.getcontext().prec, decimal.DefaultContext.prec, decimal.getcontext().rounding))
+def decimals() -> None:
+    decimal.getcontext().prec = 3
+    decimal.getcontext().rounding = decimal.ROUND_UP
+
+
+@bend(lambda: decimal.DefaultContext.prec)
+def default_decimals() -> None:
+    decimal.DefaultContext.prec = 3
+
+
+@bend(_setting.get)
+def context_variable() -> None:
+    _setting.set("bent")
+
+
+@bend(lambda: (socket.getdefaulttimeout(), tempfile.gettempdir(), faulthandler.is_enabled()))
+def time_out_and_others() -> None:
+    socket.setdefaulttimeout(0.001)
+    tempfile.tempdir = "/nowhere"
+    faulthandler.disable()
+
+
+@bend(tracemalloc.is_tracing)
+def memory_tracing() -> None:
+    tracemalloc.start()
+
+
+@bend(lambda: [builtins.print, builtins.open])
+def builtin_functions() -> None:
+    builtins.print = builtins.open = lambda *_, **__: None  # type: ignore[assignment]
+
+
+@bend(lambda: (time.time() > 1e9, os.getcwd()))
+def standard_library() -> None:
+    time.time = lambda: 0.0
+    os.getcwd = lambda: "bent"
+
+
+def see_loop() -> tuple[bool, ...]:
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    return loop.is_closed(), loop.get_debug(), isinstance(loop, asyncio.SelectorEventLoop)
+
+
+@bend(see_loop)
+def loop_closed() -> None:
+    asyncio.get_event_loop_policy().get_event_loop().close()
+
+
+@bend(see_loop)
+def loop_set_to_none() -> None:
+    asyncio.run(asyncio.sleep(0))
+
+
+@bend(see_loop)
+def loop_policy() -> None:
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    asyncio.set_event_loop(None)
+
+
+@bend(see_loop)
+def loop_in_debug() -> None:
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    loop.run_until_complete(asyncio.sleep(0.0001))
+    loop.set_debug(True)
+
+
+@bend(lambda: sys.stdin.read())
+def standard_input() -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"bent")
+    os.close(writing)
+    os.dup2(reading, 0)
+
+
+@bend(lambda: sys.stdin.read())
+def standard_input_closed() -> None:
+    sys.stdin.close()
+
+
+@bend(lambda: (sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering))
+def encoding() -> None:
+    sys.stdout.reconfigure(encoding="ascii", errors="strict", line_buffering=False)  # type: ignore[union-attr]
+
+
+@bend(lambda: (os.get_blocking(1), os.get_blocking(2)))
+def blocking() -> None:
+    os.set_blocking(1, False)
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+@task
+def seeded(seed: int | None) -> float:
+    if seed is not None:
+        random.seed(seed)
+    return random.random()
+
+
+# --- loops ----------------------------------------------------------------------------------------
+
+
+@task
+def leave_on_the_loop(how: str) -> str:
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+
+    async def late() -> None:
+        while True:
+            await asyncio.sleep(0)
+            print("late")
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                print("no")
+
+    if how == "task":
+        _kept.append(loop.create_task(late()))
+    elif how == "stubborn":
+        _kept.append(loop.create_task(stubborn()))
+        loop.run_until_complete(asyncio.sleep(0.02))
+    elif how == "later":
+        loop.call_later(0.05, print, "late")
+    else:
+        loop.call_soon(print, "soon")
+    return "left"
+
+
+@task
+async def use_the_loop() -> str:
+    await asyncio.sleep(0.1)
+    return "used"
+
+
+# --- what stays, and grows ------------------------------------------------------------------------
+
+
+@task
+def leak(what: str, count: int) -> int:
+    if what == "memory":
+        _kept.append(bytearray(os.urandom(1 << 10) * (count << 10)))
+    elif what == "descriptors":
+        _kept.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(count))
+    else:
+        for _ in range(count):
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return os.getpid()
+
+
+@task
+def pid() -> int:
+    return os.getpid()
+
+
+@task
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@task
+def use_memory(megabytes: int, seconds: float) -> int:
+    used = b"x" * (megabytes << 20)
+    time.sleep(seconds)
+    return len(used)
