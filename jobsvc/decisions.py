@@ -41,7 +41,7 @@ from .events import (
 )
 from .jobs import TASK_UNKNOWN, TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, encode
 from .pack_references import PackReferences
-from .queue_state import QueueState, awaits_pull
+from .queue_state import QueueState
 from .ready_lanes import next_jobs
 from .remembered_keys import FINGERPRINT_BYTES
 from .selections import SUITS, next_slice
@@ -196,10 +196,10 @@ def _patch_queue(state: QueueState, command: c.PatchQueue, limits: Limits) -> De
 
 def _pull(state: QueueState, command: c.Pull, limits: Limits) -> Decision:
     jobs: list[Job] = []
-    for job in reversed(state.unpulled):
+    for job in state.unpulled.latest():
         if len(jobs) == command.count:
             break
-        if awaits_pull(job) and job.options.task == command.task:
+        if job.options.task == command.task:
             jobs.append(job)
     pulled = [c.PulledJob(job.id, result_of(job)) for job in jobs]
     events: list[Event] = [JobsPulled([job.id for job in jobs])] if jobs else []

@@ -18,9 +18,10 @@ import msgspec
 
 from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
 from .pack_references import PackReferences
-from .queue_state import QueueState, awaits_pull, forget_if_unused, lane_of
+from .queue_state import QueueState, forget_if_unused, lane_of
 from .remembered_keys import KeyRecord
 from .segments import Segment, jobs_of, neighbours
+from .unpulled_jobs import awaits_pull
 
 JOBS_PER_PART = 2_000
 FORMAT = 1
@@ -89,12 +90,10 @@ def parts(state: QueueState) -> Iterator[bytes]:
         )
     )
     rows: list[JobRow] = []
-    holds = state.jobs.holds
     for entry in state.order:
         if isinstance(entry, Segment):
-            jobs = entry.between(entry.seq, entry.stop)
-            rows += [_row(job, index) for job in jobs if entry.jobs is None or holds(job)]
-        elif holds(entry):
+            rows += [_row(job, index) for job in entry.between(entry.seq, entry.stop)]
+        else:
             rows.append(_row(entry, index))
         while len(rows) >= JOBS_PER_PART:
             yield _framed(encode(rows[:JOBS_PER_PART]))
@@ -249,7 +248,7 @@ def _restore_orders(state: QueueState) -> None:
             expires_at = job.details.finished_at + job.options.retention_seconds
             heapq.heappush(state.retention, (expires_at, job.details.finish_seq, job))
         if job.options.task == HASH_TASK and awaits_pull(job):
-            state.unpulled.append(job)
+            state.unpulled.add(job)
 
 
 def fingerprint(state: QueueState) -> bytes:
@@ -288,7 +287,7 @@ def check_invariants(state: QueueState) -> None:
     in_order = list(jobs_of(state.order))
     seqs = [job.seq for job in in_order]
     assert seqs == sorted(set(seqs)), "order is not by seq"
-    assert {job.id for job in in_order} >= state.jobs.keys(), "order misses a job"
+    assert {job.id for job in in_order} == state.jobs.keys(), "order and jobs disagree"
     leased = {job_id for held in state.leases.values() for job_id in held}
     running = {job.id for job in all_jobs if job.state is State.RUNNING}
     assert leased == running, "leases and running jobs disagree"

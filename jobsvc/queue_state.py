@@ -39,6 +39,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .acceptance_order import AcceptanceOrder
 from .commands import AUTOMATIC_KEY_PREFIX
 from .completion_feed import CompletionFeed
 from .errors import JobsvcError
@@ -77,7 +78,8 @@ from .pack_references import PackReferences
 from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
-from .segments import JobTable, Segment, neighbours
+from .segments import JobTable, neighbours
+from .unpulled_jobs import UnpulledJobs, awaits_pull
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
     State.SCHEDULED: {
@@ -118,8 +120,7 @@ class QueueState:
         self.epoch = 0
         self.next_seq = 1
         self.jobs = JobTable()
-        self.order: list[Job | Segment] = []  # by seq; retired jobs linger until the next compaction
-        self.order_retired = 0
+        self.order = AcceptanceOrder()
         self.options = InternedOptions()
         self.paused: dict[str, bool] = {}  # those that are
         self.lanes = Lanes(self.jobs, self.paused)
@@ -129,7 +130,7 @@ class QueueState:
         self.feed = CompletionFeed()
         self.failures = FailureGroups()
         self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
-        self.unpulled: list[Job] = []  # finished hash jobs in order of completion; pulled ones linger
+        self.unpulled = UnpulledJobs()
         self.keys = RememberedKeys()
         self.automatic_keys = RememberedKeys()  # apart: they expire long before the others
         self.packs = PackReferences()
@@ -363,22 +364,18 @@ def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
         details = state.jobs[job_id].details
         assert details is not None
         details.pulled = True
-    while state.unpulled and not awaits_pull(state.unpulled[-1]):
-        state.unpulled.pop()
-
-
-def awaits_pull(job: Job) -> bool:
-    details = job.details
-    return job.state is State.SUCCEEDED and details is not None and not details.pulled
+    state.unpulled.left(len(event.ids))
 
 
 def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
     queues: dict[str, None] = {}
+    unpulled = 0
     for job_id in event.ids:
         job = state.jobs.pop(job_id)
         details = job.details
         assert job.state in TERMINAL and details is not None and details.finish_seq is not None
         state.feed.retire(details.finish_seq)
+        unpulled += job.options.task == HASH_TASK and awaits_pull(job)
         details.pulled = True  # leaves `unpulled`
         details.finish_seq = None  # leaves `retention`
         state.counts.add(job.options.queue, job.state, -1)
@@ -387,6 +384,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         state.options.forget_unused([job.options])
         state.failures.drop(job)
         state.packs.drop_all_of(job)
+        state.order.retire(job.seq)
         state.retired[job_id] = None
         state.retired_order.append(job_id)
         if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
@@ -394,16 +392,9 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
     for queue in queues:
         forget_if_unused(state, queue)
     _drop_dead_retention(state)
-    _compact(state, len(event.ids))
+    state.unpulled.left(unpulled)
 
 
-def _compact(state: QueueState, retired: int) -> None:
-    """Drop what lingers: retired jobs in `order` and `unpulled`."""
-    state.order_retired += retired
-    if state.order_retired > len(state.jobs):
-        state.order = state.jobs.only_held(state.order)
-        state.order_retired = 0
-        state.unpulled = [job for job in state.unpulled if awaits_pull(job)]
 
 
 def _queue_paused(state: QueueState, event: QueuePaused) -> None:
@@ -464,7 +455,7 @@ def _finish(state: QueueState, job: Job) -> None:
         expires_at = state.log_time + job.options.retention_seconds
         heapq.heappush(state.retention, (expires_at, details.finish_seq, job))
     if job.options.task == HASH_TASK and job.state is State.SUCCEEDED and not details.pulled:
-        state.unpulled.append(job)
+        state.unpulled.add(job)
 
 
 def lane_of(state: QueueState, options: JobOptions) -> Lane:

@@ -198,18 +198,6 @@ class JobTable(Mapping[bytes, Job]):
         """Whether this very object is in the table: one that was retired is not."""
         return self._jobs.get(job.id) is job
 
-    def only_held(self, order: list[Job | Segment]) -> list[Job | Segment]:
-        """An order without what was retired. Segments that are thawed dissolve in it."""
-        held: list[Job | Segment] = []
-        for entry in order:
-            if not isinstance(entry, Segment):
-                held += [entry] if self.holds(entry) else []
-            elif entry.jobs is None:
-                held.append(entry)
-            else:
-                held += [job for job in entry.jobs if self.holds(job)]
-        return held
-
     # --- changing ---
 
     def __setitem__(self, job_id: bytes, job: Job) -> None:

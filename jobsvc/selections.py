@@ -12,15 +12,14 @@ many others there are: a list of ten failures among a million successes is one s
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from typing import NamedTuple
 
 from .commands import Selection
 from .jobs import TERMINAL, Job, State
 from .queue_state import QueueState
-from .segments import Segment, seq_of
+from .segments import Segment
 
 SCAN_MAX = 20_000
 INDEX_MAX = 20_000
@@ -53,11 +52,10 @@ def next_slice(
     if few is not None:
         return _of_few(state, where, few, before, limit, suits)
     group = None if where.failure is None else state.failures.of(where.failure)
-    holds, order = state.jobs.holds, state.order
     cursor = state.next_seq if before is None else before
     found: list[Job] = []
     others = 0
-    for entry in islice(_newest_first(order, cursor), SCAN_MAX):
+    for entry in islice(state.order.newest_first(cursor), SCAN_MAX):
         room = limit - len(found) - others
         if room <= 0:
             break
@@ -71,24 +69,10 @@ def next_slice(
                 others += copied - cursor
             continue
         cursor = entry.seq
-        if (
-            (group is None or entry.id in group)
-            and matches(entry, where)
-            and holds(entry)
-            and (suits is None or suits(entry))
-        ):
+        if (group is None or entry.id in group) and matches(entry, where) and (suits is None or suits(entry)):
             found.append(entry)
-    return Slice(found, cursor if order and order[0].seq < cursor else None, others)
-
-
-def _newest_first(order: list[Job | Segment], before: int) -> Iterator[Job | Segment]:
-    """What is older than `before`: jobs, and segments that are frozen."""
-    for place in range(bisect_left(order, before, key=seq_of) - 1, -1, -1):
-        entry = order[place]
-        if isinstance(entry, Segment) and entry.jobs is not None:
-            yield from reversed(entry.between(entry.seq, before))
-        else:
-            yield entry
+    oldest = state.order.oldest_seq
+    return Slice(found, cursor if oldest is not None and oldest < cursor else None, others)
 
 
 def _of_few(

@@ -1,0 +1,123 @@
+"""All jobs in the order of their acceptance, in blocks: what leaves is cut out block by block.
+
+A block is a frozen segment (`segments`), or a run of up to `RUN_MAX` neighbours that are objects. A segment
+that was thawed is made a run when somebody comes to it. The place of a job that was retired is empty; a run
+that is mostly empty is drawn together, and an empty one goes. So a million jobs that leave cost a little
+each, and never a second for all of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+
+from .jobs import Job
+from .segments import Segment
+
+RUN_MAX = 1_024
+DRAWN_TOGETHER_MIN = 32  # a shorter run may be empty as it likes
+
+
+class _Run:
+    """Neighbours. `seqs` is ascending; an entry is None once its job was retired."""
+
+    __slots__ = ("entries", "live", "seqs")
+
+    def __init__(self, seqs: Sequence[int], entries: list[Job | None]) -> None:
+        self.seqs = seqs
+        self.entries = entries
+        self.live = sum(entry is not None for entry in entries)
+
+    def draw_together(self) -> None:
+        kept = [index for index, entry in enumerate(self.entries) if entry is not None]
+        self.seqs = array("Q", [self.seqs[index] for index in kept])
+        self.entries = [self.entries[index] for index in kept]
+
+
+class AcceptanceOrder:
+    """Jobs and frozen segments by seq. Changed where events are applied."""
+
+    def __init__(self) -> None:
+        self._blocks: list[_Run | Segment] = []
+        self._firsts: list[int] = []  # no seq in a block is smaller
+        self._open: tuple[_Run, array[int]] | None = None  # the last one, while it grows
+
+    def __len__(self) -> int:
+        """The places there are, empty ones too; a frozen segment has one."""
+        return sum(1 if self._is_frozen(block) else len(self._run(n).entries) for n, block in self._each())
+
+    def __iter__(self) -> Iterator[Job | Segment]:
+        """Oldest first."""
+        for number, block in self._each():
+            if isinstance(block, Segment) and block.jobs is None:
+                yield block
+            else:
+                yield from [entry for entry in self._run(number).entries if entry is not None]
+
+    def newest_first(self, before: int) -> Iterator[Job | Segment]:
+        """What is older than `before`: jobs, and the frozen segments that begin earlier."""
+        for number in range(bisect_left(self._firsts, before) - 1, -1, -1):
+            block = self._blocks[number]
+            if isinstance(block, Segment) and block.jobs is None:
+                yield block
+                continue
+            run = self._run(number)
+            for entry in reversed(run.entries[: bisect_left(run.seqs, before)]):
+                if entry is not None:
+                    yield entry
+
+    @property
+    def oldest_seq(self) -> int | None:
+        """The seq of the oldest job; None if there is none."""
+        first = next(iter(self), None)
+        return None if first is None else first.seq
+
+    def append(self, entry: Job | Segment) -> None:
+        """Whatever has just been accepted."""
+        if isinstance(entry, Segment):
+            self._put(entry.seq, entry)
+            self._open = None
+            return
+        if self._open is None or len(self._open[1]) >= RUN_MAX:
+            seqs = array("Q")
+            run = _Run(seqs, [])
+            self._put(entry.seq, run)
+            self._open = run, seqs
+        run, seqs = self._open
+        seqs.append(entry.seq)
+        run.entries.append(entry)
+        run.live += 1
+
+    def _put(self, first: int, block: _Run | Segment) -> None:
+        self._blocks.append(block)
+        self._firsts.append(first)
+
+    def retire(self, seq: int) -> None:
+        """The job of this seq is no more."""
+        number = bisect_right(self._firsts, seq) - 1
+        run = self._run(number)
+        run.entries[bisect_left(run.seqs, seq)] = None
+        run.live -= 1
+        if not run.live:
+            del self._blocks[number], self._firsts[number]
+            if self._open is not None and self._open[0] is run:
+                self._open = None
+        elif len(run.entries) >= DRAWN_TOGETHER_MIN and run.live * 4 < len(run.entries):
+            run.draw_together()
+            if self._open is not None and self._open[0] is run:
+                self._open = None
+
+    def _each(self) -> Iterator[tuple[int, _Run | Segment]]:
+        return enumerate(self._blocks)
+
+    def _is_frozen(self, block: _Run | Segment) -> bool:
+        return isinstance(block, Segment) and block.jobs is None
+
+    def _run(self, number: int) -> _Run:
+        """A block that is no frozen segment, as a run."""
+        block = self._blocks[number]
+        if isinstance(block, Segment):
+            assert block.jobs is not None, "a job of a frozen segment was retired"
+            block = self._blocks[number] = _Run(range(block.seq, block.stop), list(block.jobs))
+        return block
