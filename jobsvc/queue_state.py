@@ -395,8 +395,6 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
     state.unpulled.left(unpulled)
 
 
-
-
 def _queue_paused(state: QueueState, event: QueuePaused) -> None:
     if event.paused:
         state.counts.know(event.queue)
