@@ -254,6 +254,14 @@ def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) 
     return Settlement([AttemptsEnded(worker, node, accepted, changes, run_ats)], stale)
 
 
+def settle_as_failed(state: QueueState, worker: str, node: str, finished: Finished) -> Settlement:
+    """The same for one attempt that nothing else can be decided of: its job fails."""
+    job = state.leases.get(worker, {}).get(finished.job_id)
+    if job is None or job.attempt != finished.attempt:
+        return Settlement([], [(finished.job_id, finished.attempt)])
+    return Settlement([AttemptsEnded(worker, node, [finished], [Change.FAIL], [None])], [])
+
+
 def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, float | None]:
     """Where a running job goes when its attempt ends like this."""
     outcome = finished.outcome
