@@ -28,12 +28,13 @@ PASSING_KEY_PREFIX = "once-"  # keys that a caller made for its own retries alon
 
 
 class Enqueue(msgspec.Struct, array_like=True, tag="enqueue"):
-    """All of these jobs, or none."""
+    """All of these jobs, or none. A job's `run_at` is wall-clock time until the leader dates it."""
 
     options: list[JobOptions]
     jobs: list[NewJob]
     key: str | None = None
     fingerprint: bytes = b""
+    delays: list[tuple[int, float]] = []  # place in `jobs`, and seconds from when the leader accepts it
 
 
 class Cancel(msgspec.Struct, array_like=True, tag="cancel"):

@@ -19,9 +19,7 @@ and `hurry` ends the wait for all. A leader with little to do does not wait, so 
 latency.
 
 One log time for each record: it is fixed by the batch's first event, and every event of the batch is
-applied with it, here as in every replay. It never falls. Where this machine's clock is behind the log (the
-last leader's was ahead), log time goes on at half speed until the clock has caught up: if it stood still,
-every delay and backoff would be longer by the difference.
+applied with it, here as in every replay. It never falls; `log_clock` says how it goes on.
 
 Why a leader that slept says nothing wrong: an answer that needs no commit (a read while nothing is open) is
 given only within `TRUST_SECONDS` of the beginning of the last append that succeeded. Later, the read waits
@@ -35,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 from .commands import ManagerStatus
@@ -43,6 +40,7 @@ from .errors import EventNotApplied, Unavailable
 from .events import Event
 from .jobs import encode
 from .journal import LogWriter, Mark
+from .log_clock import LogClock
 from .queue_state import QueueState, apply
 from .settings import Settings
 
@@ -50,7 +48,6 @@ TRUST_SECONDS = 2.0
 PUSH_BYTES_MAX = 64 * 1024 * 1024  # beyond this the standby reads from the store
 SIGN_OF_LIFE_SECONDS = 1.0
 REST_SECONDS_MAX = 0.5  # between two records, whatever others have put
-LAGGING_CLOCK_SPEED = 0.5
 BUSY_EVENTS = 8  # a record with as many makes the leader a busy one, for a while
 BUSY_SECONDS = 0.1
 BUSY_INTERVAL_SECONDS = 0.005
@@ -90,16 +87,17 @@ class CommitLoop:
         writer: LogWriter,
         settings: Settings,
         peer: Peer,
-        wall: Callable[[], float],
+        clock: LogClock,
     ) -> None:
         self._state = state
         self._writer = writer
         self._settings = settings
         self._peer = peer
-        self._wall = wall
+        self.clock = clock
         self._loop = asyncio.get_running_loop()
-        # The takeover's own time, which the state does not see, may be of a clock that is ahead.
-        self._stamped = max(state.log_time, writer.mark.log_time), self._loop.time()
+        last = max(state.log_time, writer.mark.log_time)  # the state does not see the takeover's own time
+        if last > clock.now():
+            clock.heard(last)
         self._batch = _Batch(self.now())
         self._in_the_air: _Batch | None = None
         self._broken: EventNotApplied | None = None
@@ -124,15 +122,12 @@ class CommitLoop:
 
     def now(self) -> float:
         """Log time as it would be for a record that begins now."""
-        log_time, at = self._stamped
-        least = log_time + LAGGING_CLOCK_SPEED * (self._loop.time() - at)
-        return max(self._state.log_time, self._wall(), least)
+        return max(self._state.log_time, self.clock.stamp())
 
     def stamp(self) -> None:
         """Fix the time of the open batch; from its first event on it stays. Call before deciding."""
         if not self._batch.events:
             self._batch.log_time = self.now()
-            self._stamped = self._batch.log_time, self._loop.time()
         self._state.log_time = self._batch.log_time
 
     def append(self, event: Event) -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -53,6 +54,9 @@ CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
 IDS_SHOWN = 5
 
 _reply_decoder: msgspec.msgpack.Decoder[c.Reply] = msgspec.msgpack.Decoder(c.Reply)
+
+
+Later: TypeAlias = Callable[[float], float]
 
 
 class Limits(NamedTuple):
@@ -231,8 +235,15 @@ class Settlement(NamedTuple):
     stale: list[tuple[bytes, int]]
 
 
-def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) -> Settlement:
-    """Accept each ended attempt from the worker that holds its lease, once; refuse the others."""
+def settle(
+    state: QueueState, worker: str, node: str, finished: list[Finished], later: Later | None = None
+) -> Settlement:
+    """Accept each ended attempt from the worker that holds its lease, once; refuse the others.
+
+    `later` says what log time will be in so many seconds; without it, log time goes on as fast as any.
+    """
+    if later is None:
+        later = state.log_time.__add__
     accepted: list[Finished] = []
     changes: list[Change] = []
     run_ats: list[float | None] = []
@@ -245,7 +256,7 @@ def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) 
             stale.append((each.job_id, each.attempt))
             continue
         seen.add(each.job_id)
-        change, run_at = _after(state, job, each)
+        change, run_at = _after(state, job, each, later)
         accepted.append(each)
         changes.append(change)
         run_ats.append(run_at)
@@ -254,15 +265,7 @@ def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) 
     return Settlement([AttemptsEnded(worker, node, accepted, changes, run_ats)], stale)
 
 
-def settle_as_failed(state: QueueState, worker: str, node: str, finished: Finished) -> Settlement:
-    """The same for one attempt that nothing else can be decided of: its job fails."""
-    job = state.leases.get(worker, {}).get(finished.job_id)
-    if job is None or job.attempt != finished.attempt:
-        return Settlement([], [(finished.job_id, finished.attempt)])
-    return Settlement([AttemptsEnded(worker, node, [finished], [Change.FAIL], [None])], [])
-
-
-def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, float | None]:
+def _after(state: QueueState, job: Job, finished: Finished, later: Later) -> tuple[Change, float | None]:
     """Where a running job goes when its attempt ends like this."""
     outcome = finished.outcome
     if outcome is Outcome.SUCCEEDED:
@@ -271,9 +274,7 @@ def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, flo
     if outcome is Outcome.CANCELLED or (lease is not None and lease.cancel_requested):
         return Change.CANCEL, None
     if outcome is Outcome.RELEASED and finished.error is not None and finished.error.type == TASK_UNKNOWN:
-        return Change.RETRY_LATER, state.log_time + min(
-            2.0 ** min(job.attempt, 60), UNKNOWN_PAUSE_SECONDS_MAX
-        )
+        return Change.RETRY_LATER, later(min(2.0 ** min(job.attempt, 60), UNKNOWN_PAUSE_SECONDS_MAX))
     if outcome is Outcome.RELEASED:
         return Change.GIVE_BACK, None
     if finished.final:
@@ -291,7 +292,7 @@ def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, flo
     )
     if delay <= 0:
         return Change.GIVE_BACK, None
-    return Change.RETRY_LATER, state.log_time + delay
+    return Change.RETRY_LATER, later(delay)
 
 
 def backoff_seconds(job_id: bytes, attempt: int, failures: int, base: float, cap: float) -> float:
@@ -361,23 +362,35 @@ def excess(state: QueueState, limits: Limits, room: int = 0) -> int:
     return max(terminal - limits.retained_jobs_max, min(crowded, terminal))
 
 
-def retire(state: QueueState, limits: Limits, count_max: int = 5_000, room: int = 0) -> list[Job]:
-    """Terminal jobs past their retention, oldest first: by time, and by number beyond the limit."""
-    now = state.log_time
+def retire(
+    state: QueueState, limits: Limits, count_max: int = 5_000, room: int = 0, wall: float = math.inf
+) -> list[Job]:
+    """Terminal jobs past their retention, oldest first: by time, and by number beyond the limit.
+
+    After a jump of log time nobody knows how old the jobs of before are: the clock may have been wrong that
+    made it jump. If the clock is behind log time now, it was; then their age is by the clock. And for a while
+    after a great jump none goes because of its age, so that whoever set the clock wrong can set it right.
+    """
+    now = state.log_time if state.log_time >= state.ages_count_from else -math.inf
     jobs: dict[bytes, Job] = {}
     beyond = excess(state, limits, room)
     for job in state.feed:
         if len(jobs) >= count_max:
             break
         assert job.details is not None and job.details.finished_at is not None
-        old = job.details.finished_at + limits.retention_seconds <= now
+        age_at = now if job.details.finished_at >= state.jumped_at else min(now, wall)
+        old = job.details.finished_at + limits.retention_seconds <= age_at
         if not old and beyond <= len(jobs):
             break
         if beyond > len(jobs) or (old and job.options.retention_seconds is None):
             jobs[job.id] = job
-    for _, finish_seq, job in _due(state.retention, now):
-        current = job.details is not None and job.details.finish_seq == finish_seq
-        if current and job.id in state.jobs and len(jobs) < count_max:
+    for expires_at, finish_seq, job in _due(state.retention, now):
+        details = job.details
+        if details is None or details.finish_seq != finish_seq or details.finished_at is None:
+            continue
+        if details.finished_at < state.jumped_at and expires_at > wall:
+            continue
+        if job.id in state.jobs and len(jobs) < count_max:
             jobs[job.id] = job
     return list(jobs.values())
 

@@ -30,8 +30,11 @@ class Change(enum.Enum):
 
 
 class EpochBegan(msgspec.Struct, array_like=True, tag="ep"):
+    """`jump_seconds`: log time went ahead by so much, because nobody had counted it for a while."""
+
     epoch: int
     manager: str
+    jump_seconds: float = 0.0
 
 
 class JobsEnqueued(msgspec.Struct, array_like=True, tag="en"):

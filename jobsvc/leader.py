@@ -23,7 +23,7 @@ carry the epoch, and a worker obeys nobody older than whom it has obeyed before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from . import commands as c
@@ -36,6 +36,7 @@ from .jobs import Job, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .leader_reads import LeaderReads
 from .leasing import Leasing, grant
+from .log_clock import LogClock
 from .object_store import ObjectStore
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
@@ -65,7 +66,8 @@ class Leader:
         store: ObjectStore,
         settings: Settings,
         peer: Peer,
-        wall: Callable[[], float],
+        clock: LogClock,
+        jump_seconds: float = 0.0,
         history: StateHistory | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -73,7 +75,7 @@ class Leader:
         self.state = state
         self.registry = WorkerRegistry()
         self.tallies = Tallies()
-        self.bulkheads = Bulkheads(self._loop.time, wall)
+        self.bulkheads = Bulkheads(self._loop.time, clock.wall)
         self.pool_views: dict[str, c.PoolView] = {}
         self.job_seconds: dict[str, JobSeconds] = {}
         self._store = store
@@ -84,7 +86,7 @@ class Leader:
             settings.retention_seconds,
             min(settings.retained_jobs_max, settings.max_jobs // 2),
         )
-        self.commits = CommitLoop(state, writer, settings, peer, wall)
+        self.commits = CommitLoop(state, writer, settings, peer, clock)
         self.leasing = Leasing(
             state, self.registry, self.commits, self.tallies, self.bulkheads, self.apply_events
         )
@@ -109,6 +111,7 @@ class Leader:
             self._loop.time,
             writer.cluster_id,
         )
+        self._jump_seconds = jump_seconds
         self._failed_jobs = 0
         self._retirement = Retirement(state, self.commits, store, self._limits)
 
@@ -116,7 +119,7 @@ class Leader:
 
     async def run(self) -> None:
         """Lead until something fatal happens; raises it."""
-        self.commits.append(EpochBegan(self.commits.epoch, self.name))
+        self.commits.append(EpochBegan(self.commits.epoch, self.name, self._jump_seconds))
         for worker, held in self.state.leases.items():
             pool = next(iter(held.values())).options.pool
             self.registry.known(worker, pool, self._loop.time())
@@ -145,6 +148,7 @@ class Leader:
         """A worker is gone: give back what it held, and try until that is done."""
         if worker in self._losing:
             return
+        self._losing.add(worker)
 
         async def lose() -> None:
             try:
@@ -153,7 +157,6 @@ class Leader:
                 self._losing.discard(worker)
 
         self.begin(lose(), f"loss of {worker}")
-        self._losing.add(worker)
 
     def _side_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -177,7 +180,7 @@ class Leader:
             self._end(error)
             raise
         if self.state.feed.next_place != finished_before:
-            self.bulkheads.count(self._count_finished, finished_before)
+            self.bulkheads.call("metrics", self._count_finished, finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
             self.bulkheads.call("retirement", self._retirement.look)
@@ -196,14 +199,14 @@ class Leader:
 
     async def flight(self, requests: list[c.Request], puts: int = 0) -> list[c.Reply]:
         """Answer one flight. Returns when every answer is durable."""
-        self.bulkheads.call("pace", self.commits.note_puts, puts)
+        self.commits.note_puts(puts)
         replies: list[c.Reply] = []
         try:
             for request in requests:
                 replies.append(self._answer(request))
         except EventNotApplied as error:
             return _after_the_end(requests, len(replies), error)
-        self.bulkheads.call("leasing", self.leasing.serve_waiting)
+        self.leasing.serve_waiting()
         self.commits.hurry()
         await self._settled_with(*replies)
         return replies
@@ -215,6 +218,8 @@ class Leader:
             if not isinstance(request, c.Command):
                 return self.read(request)
             self.commits.stamp()
+            if isinstance(request, c.Enqueue):
+                self.commits.clock.date(request)
             decision = decisions.decide(self.state, request, self._limits)
         except ENDS_ALL:
             raise
@@ -222,7 +227,7 @@ class Leader:
             self.bulkheads.failed("request", error, kind)
             return Refusal("internal", f"{kind} met a defect in the service: {said(error)}")
         self.apply_events(decision.events)
-        self.bulkheads.count(self.tallies.command, request, decision.answer)
+        self.bulkheads.call("metrics", self.tallies.command, request, decision.answer)
         if isinstance(decision.answer, Refusal):
             self.bulkheads.call("retirement", self._make_room, request, decision.answer)
         for event in decision.events:
@@ -282,7 +287,7 @@ class Leader:
             worker = self.registry.known(report.worker, report.pool, self._loop.time())
         worker.wake()  # a newer call ends an older one
         worker.note(report, self._loop.time())
-        self.bulkheads.call("pace", self.commits.note_puts, report.puts)
+        self.commits.note_puts(report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
         self.registry.opens_poll(worker, mine)
         try:
@@ -309,7 +314,7 @@ class Leader:
         if not report.finished:
             return []
         stale = self.settling.settle(report.worker, report.node, report.finished)
-        self.bulkheads.call("leasing", self.leasing.serve_waiting, report.worker)
+        self.leasing.serve_waiting(but=report.worker)
         return stale
 
     def _measure(self, report: WorkerReport) -> None:
@@ -318,11 +323,10 @@ class Leader:
 
     def _no_orders(self) -> WorkerOrders:
         settings = self._settings
-        orders = WorkerOrders(lease_seconds=settings.lease_seconds, epoch=self.commits.epoch)
-        with self.bulkheads.alone("pace"):
-            workers = len(self.registry.workers)
-            orders.put_interval_seconds = worker_interval_seconds(settings.record_interval_seconds, workers)
-        return orders
+        interval = worker_interval_seconds(settings.record_interval_seconds, len(self.registry.workers))
+        return WorkerOrders(
+            lease_seconds=settings.lease_seconds, put_interval_seconds=interval, epoch=self.commits.epoch
+        )
 
     def _orders(self, worker: KnownWorker, report: WorkerReport) -> WorkerOrders:
         """Leases that the worker does not name, and what it must stop."""
@@ -359,9 +363,7 @@ class Leader:
             return
         worker.being_lost = True
         try:
-            keys = await self.settling.lose(worker)
-            self.leasing.serve_waiting()
-            await self.settling.forget_outbox(keys)
+            await self.settling.lose(worker, self.leasing.serve_waiting)
         finally:
             worker.being_lost = False
 
@@ -369,10 +371,10 @@ class Leader:
 
     async def _ticks(self) -> None:
         while True:
-            now = self.commits.now()
+            clock = self.commits.clock
             due = decisions.next_due(self.state)
-            wait = TICK_SECONDS if due is None else min(TICK_SECONDS, max(0.01, due - now))
-            self._next_tick_at = now + wait
+            wait = TICK_SECONDS if due is None else min(TICK_SECONDS, max(0.01, clock.seconds_until(due)))
+            self._next_tick_at = clock.after(wait)
             try:
                 async with asyncio.timeout(wait):
                     await self._tick.wait()
@@ -420,7 +422,7 @@ class Leader:
         def count(deleted: int) -> None:
             self.tallies.count("orphans_deleted", deleted)
 
-        await orphans.keep_deleting(self._store, self.state.packs, self.commits.now, count)
+        await orphans.keep_deleting(self._store, self.state.packs, self.commits.clock.wall, count)
 
     # --- figures ---
 

@@ -34,13 +34,14 @@ import msgspec
 
 from . import commands as c
 from . import queue_snapshot
-from .bulkheads import ENDS_ALL, Bulkheads, said
+from .bulkheads import Bulkheads, said
 from .commit_loop import Peer, not_applied
 from .errors import EventNotApplied, Fatal, Unavailable
 from .events import decode_events
 from .jobs import NotLeader, WorkerReport, encode
 from .journal import LogReader, LogWriter, Mark, Record, StaleReader, claim, open_prefix
 from .leader import Leader
+from .log_clock import LogClock
 from .object_store import ObjectStore, StoreError
 from .pool_scaler import Fleet, PoolScaler
 from .queue_state import QueueState, apply
@@ -92,7 +93,6 @@ class Manager:
         self._store = store
         self._peer = peer
         self._fleet = fleet
-        self._wall = wall
         self._random = random
         self._nonce = nonce
         self._node = node
@@ -111,6 +111,7 @@ class Manager:
         self._snapshot: asyncio.Task[None] | None = None
         self._history = StateHistory()
         self._other_service = OtherService(settings.service)
+        self._clock = LogClock(lambda: asyncio.get_running_loop().time(), wall)
         self._bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
         self.warnings: list[str] = []
 
@@ -124,18 +125,12 @@ class Manager:
             try:
                 await self._recover(self._reader)
                 writer = await self._follow(self._reader)
+                await self._lead(writer)
             except StaleReader:
                 continue
             except StoreError:
                 await asyncio.sleep(0.2)
                 continue
-            except Fatal:
-                raise
-            except Exception as error:
-                # It only follows: whoever leads goes on. What it has applied may be torn, so it begins anew.
-                await asyncio.sleep(self._bulkheads.failed("following", error))
-            else:
-                await self._lead(writer)
 
     async def _insist_open(self) -> bytes:
         """J14, until the store answers: a service that starts while its store is away waits for it."""
@@ -161,6 +156,7 @@ class Manager:
         self._log_bytes = self._log_records = 0
         del body
         await self._read_on(reader)
+        self._clock.read(reader.mark.log_time)
 
     async def _read_on(self, reader: LogReader) -> int:
         """Read and apply until there is nothing more. Returns how many data records there were."""
@@ -173,6 +169,8 @@ class Manager:
     def _apply(self, record: Record) -> None:
         self._log_bytes += len(record.encoded)
         self._log_records += 1
+        if self.role == "standby":
+            self._clock.heard(record.log_time)
         if record.kind != "data":
             return
         self.state.log_time = record.log_time
@@ -195,7 +193,7 @@ class Manager:
         was_anothers = False
         while True:
             if self._bulkheads.due("history"):
-                self._bulkheads.call("history", self._history.sample, self.state, self._wall())
+                self._bulkheads.call("history", self._history.sample, self.state, self._clock.now())
             if self._suspect or await self._leader_is_silent():
                 writer = await self._try_takeover(reader)
                 if writer is not None:
@@ -211,7 +209,8 @@ class Manager:
                 await reader.check_stale()
                 checked_at = loop.time()
             if self._bulkheads.due("snapshot") and not is_anothers:
-                await self._maybe_snapshot(reader)
+                with self._bulkheads.alone("snapshot"):
+                    await self._maybe_snapshot(reader)
             await self._wait_for_news()
 
     async def _leader_is_silent(self) -> bool:
@@ -249,7 +248,7 @@ class Manager:
             writer = await claim(
                 reader,
                 nonce=self._nonce,
-                log_time=self._wall(),
+                log_time=self._clock.so_far(),
                 random=self._random,
                 stepdown_seconds=self._settings.stepdown_seconds,
                 service=self._settings.service,
@@ -268,7 +267,11 @@ class Manager:
             other = await self._peer.status()
         except Unavailable:
             return False  # not known: silence will tell
-        return other is None or other.role != "leader"
+        if other is None or other.role != "leader":
+            return True
+        if other.pulse is not None:
+            self._clock.heard(other.pulse.log_time)
+        return False
 
     async def _wait_for_news(self) -> None:
         try:
@@ -303,18 +306,14 @@ class Manager:
             return
         if self._snapshot is not None:
             task, self._snapshot = self._snapshot, None
-            task.result()  # a store that is not fit
+            task.result()  # a failed one is a defect, or a store that is not fit
         mark = reader.mark
         pieces: list[bytes] = []
-        try:
-            for part in queue_snapshot.parts(self.state):
-                pieces.append(part)
-                await asyncio.sleep(0)
-                if self._suspect:
-                    return
-        except Exception as error:
-            self._bulkheads.failed("snapshot", error)
-            return
+        for part in queue_snapshot.parts(self.state):
+            pieces.append(part)
+            await asyncio.sleep(0)
+            if self._suspect:
+                return
         self._log_bytes = self._log_records = 0
         body = b"".join(pieces)
         self._snapshot = asyncio.create_task(self._write_snapshot(reader, mark, body), name="snapshot")
@@ -323,13 +322,9 @@ class Manager:
         try:
             await write_snapshot(self._store, reader.cluster_id, mark, body)
             await prune(self._store, reader.cluster_id)
-        except ENDS_ALL:
-            raise
-        except Exception as error:
+        except StoreError as error:
             # The log is kept until a snapshot is written, so this costs the next recovery time and no job.
-            self._bulkheads.failed("snapshot", error)
-        else:
-            self._bulkheads.worked("snapshot")
+            _log.warning("a snapshot was not written, the next one will cover more: %s", error)
 
     async def _drop_snapshot(self) -> None:
         if self._snapshot is not None and not self._snapshot.done():
@@ -347,7 +342,8 @@ class Manager:
             store=self._store,
             settings=self._settings,
             peer=self._peer,
-            wall=self._wall,
+            clock=self._clock,
+            jump_seconds=self._clock.begin(),
             history=self._history,
         )
         self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
@@ -414,9 +410,9 @@ class Manager:
         """A worker's process has died."""
         leader = self.leader
         if leader is not None:
-            leader.bulkheads.call("loss of a worker", leader.begin_loss, worker)
+            leader.begin_loss(worker)
             if self._scaler is not None:
-                leader.bulkheads.call("scaler", self._scaler.worker_died, worker, why)
+                self._scaler.worker_died(worker, why)
 
     def figures(self) -> tuple[c.ManagerStatus, c.Queues | None, c.Workers | None]:
         """For metrics: this manager, and while it leads the queues and workers."""

@@ -5,6 +5,9 @@ pack stays and nobody knows it. Its key begins with the time at which it was mad
 milliseconds (a UUIDv7 begins so, too). What is older than a day and not referred to will never be: a
 replica gives up after `request_deadline_seconds`, a worker after `orphan_seconds`, and a leader reads the
 outbox of every worker that it misses within its first minutes, long before it looks here for the first time.
+
+Two clocks made that age, and either may be wrong by days. So it only says what to look at: deleted is what
+nobody refers to at a second look, a long time after the first one by the monotonic clock.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ PREFIXES = ("payloads/", "results/")
 ORPHAN_SECONDS = 86_400.0
 FIRST_LOOK_SECONDS = 3_600.0  # of a leadership
 LOOK_EVERY_SECONDS = 6 * 3_600.0
+SURE_SECONDS = 1_800.0  # from the first look to the second: far longer than anything is under way
+SUSPECTS_MAX = 100_000  # of one look; what is beyond waits for the next one
 _TIME_DIGITS = 12
 
 
@@ -51,8 +56,11 @@ async def keep_deleting(
     await asyncio.sleep(FIRST_LOOK_SECONDS)
     while True:
         for prefix in PREFIXES:
-            keys = orphaned(await insist(store.list, prefix), referred, now())
-            if keys:
-                await insist(store.delete_many, keys)
-                deleted(len(keys))
+            suspects = orphaned(await insist(store.list, prefix), referred, now())[:SUSPECTS_MAX]
+            if not suspects:
+                continue
+            await asyncio.sleep(SURE_SECONDS)
+            keys = [key for key in suspects if key not in referred]
+            await insist(store.delete_many, keys)
+            deleted(len(keys))
         await asyncio.sleep(LOOK_EVERY_SECONDS)

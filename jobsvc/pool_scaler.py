@@ -234,7 +234,7 @@ class PoolScaler:
 
     def _held_back(self, pool: str) -> str | None:
         """Why no worker of a pool is started now, or was not when it was last tried, in words."""
-        return self._brakes[pool].problem(self._now(), self._leader.commits.now())
+        return self._brakes[pool].problem(self._now(), self._leader.commits.clock.wall())
 
     async def _waiting(self, pool: str, pool_settings: PoolSettings, starting: int) -> str | None:
         """What a pool's missing workers wait for, in words."""
@@ -252,14 +252,14 @@ class PoolScaler:
             self._machines = await self._fleet.machines()
         why = None
         if self._machines is not None:
-            why = outlook(self._machines, shape_of(pool_settings), self._leader.commits.now())
+            why = outlook(self._machines, shape_of(pool_settings), self._leader.commits.clock.wall())
         return f"{text}: {why}" if why else text
 
     def _choose_types(self, pool: str, pool_settings: PoolSettings) -> bool:
         """On which types a pool's workers are not to wait. True if that has changed."""
         if self._machines is None:
             return False
-        now = self._leader.commits.now()
+        now = self._leader.commits.clock.wall()
         before = self._not_on.get(pool, frozenset())
         refused = self._machines.refused_lately(now)
         if before and shape_of(pool_settings) in self._machines.impossible:

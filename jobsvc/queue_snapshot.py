@@ -42,6 +42,7 @@ class Header(msgspec.Struct, array_like=True):
     jobs: int
     automatic_keys: dict[str, KeyRecord] = {}
     feed_revived: list[tuple[int, int]] = []  # version 0.1 has none: all its holes count as retired jobs
+    jump: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class JobRow(msgspec.Struct, array_like=True, gc=False):
@@ -86,6 +87,7 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 len(state.jobs),
                 state.automatic_keys,
                 list(state.feed.revived),
+                (state.jumped_at, state.jump_seconds, state.ages_count_from),
             )
         )
     )
@@ -133,8 +135,8 @@ def restore(body: bytes) -> Iterator[QueueState]:
             _restore_jobs(state, header.options, _rows.decode(part))
         offset += 4 + length
         yield state
-    assert header is not None, "a snapshot without a header"
-    _restore_feed(state, header)
+    if header is not None:
+        _restore_feed(state, header)
     _restore_orders(state)
     yield state
 
@@ -143,6 +145,7 @@ def _restore_header(state: QueueState, header: Header) -> None:
     if header.format != FORMAT:
         raise ValueError(f"snapshot format {header.format} is not known")
     state.log_time = header.log_time
+    state.jumped_at, state.jump_seconds, state.ages_count_from = header.jump
     state.epoch = header.epoch
     state.next_seq = header.next_seq
     state.paused.update((queue, True) for queue, paused in header.paused.items() if paused)

@@ -103,6 +103,9 @@ TRANSITIONS: dict[State, dict[Change, State]] = {
 }
 
 RETIRED_REMEMBERED_MAX = 100_000  # ids that still answer "expired" instead of "never existed"
+JUMP_SECONDS_MIN = 60.0  # less is a restart
+GREAT_JUMP_SECONDS = 86_400.0
+AGES_REST_SECONDS = 3_600.0
 HISTORY_MAX = 20  # attempts kept in detail for one job; the first is kept, the oldest others go
 _CHARGED = frozenset({Outcome.RAISED, Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.LOST})
 _CRASHES = frozenset({Outcome.CRASHED, Outcome.LOST})
@@ -117,6 +120,8 @@ class QueueState:
 
     def __init__(self) -> None:
         self.log_time = 0.0
+        self.jumped_at = self.jump_seconds = 0.0  # when log time last did, and by how much
+        self.ages_count_from = 0.0  # log time until which nothing is retired because of its age
         self.epoch = 0
         self.next_seq = 1
         self.jobs = JobTable()
@@ -168,6 +173,10 @@ def apply(state: QueueState, event: Event, log_time: float) -> None:
 
 def _epoch_began(state: QueueState, event: EpochBegan) -> None:
     state.epoch = event.epoch
+    if event.jump_seconds >= JUMP_SECONDS_MIN:
+        state.jumped_at, state.jump_seconds = state.log_time, event.jump_seconds
+    if event.jump_seconds >= GREAT_JUMP_SECONDS:
+        state.ages_count_from = state.log_time + AGES_REST_SECONDS
 
 
 def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:

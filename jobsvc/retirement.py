@@ -110,7 +110,8 @@ class Retirement:
     async def _round(self) -> int:
         """Write the lines of some jobs, let them go, and have deleted what only they needed."""
         self._commits.stamp()
-        jobs = decisions.retire(self._state, self._limits, ROUND_JOBS_MAX, self._room)
+        wall = self._commits.clock.wall()
+        jobs = decisions.retire(self._state, self._limits, ROUND_JOBS_MAX, self._room, wall)
         self._room = 0
         if not jobs:
             return 0

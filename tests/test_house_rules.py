@@ -34,8 +34,8 @@ LAYERS = {
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",
-    3: """bulkheads tallies worker_registry throughput insistence history_lines commit_loop retirement orphans
-          leasing settling leader_reads leader pool_scaler manager
+    3: """bulkheads tallies worker_registry throughput insistence history_lines log_clock commit_loop
+          retirement orphans leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
@@ -47,8 +47,8 @@ LAYERS = {
           http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests
           http_views http_feed http_jobs http_bulk http_live http_operations http_page http_service
           http_streams http_api serve_express
-          client client_bulk client_calls client_code client_core client_feed client_http client_job
-          client_jobs client_logs client_tables bench project_tasks
+          client client_bulk client_code client_core client_feed client_http client_job client_jobs
+          client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",

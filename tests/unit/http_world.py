@@ -97,12 +97,13 @@ class Replica:
         self.pair = pair
         self.managers = PairManagers(pair)
         self.numbers = 1_000
+        self.clock_error = 0.0
         self.gateway = Gateway(
             self.managers,
             pair.store,
             pair.settings,
             new_id=self._new_id,
-            wall=lambda: START + loop.time(),
+            wall=lambda: START + loop.time() + self.clock_error,
         )
         self.app: FastAPI = build_app(self.gateway, pair.settings, token, registry or tasks())
         self.http = httpx.AsyncClient(

@@ -242,6 +242,7 @@ def test_packs_that_nobody_refers_to_are_deleted_when_they_are_old(monkeypatch: 
     monkeypatch.setattr(orphans, "ORPHAN_SECONDS", 120.0)
     monkeypatch.setattr(orphans, "FIRST_LOOK_SECONDS", 10.0)
     monkeypatch.setattr(orphans, "LOOK_EVERY_SECONDS", 30.0)
+    monkeypatch.setattr(orphans, "SURE_SECONDS", 10.0)
 
     async def story(pair: Pair) -> None:
         a, _ = await pair.leader_and_standby()

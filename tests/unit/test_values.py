@@ -109,7 +109,10 @@ def test_what_contains_itself_or_is_nested_too_deeply_is_refused() -> None:
     deep: Any = 1
     for _ in range(5_000):
         deep = [deep]
-    for value in (circle, deep, (deep,), {"a": circle}):
+    tuples: Any = 1
+    for _ in range(900):
+        tuples = (tuples,)
+    for value in (circle, deep, tuples, {"a": circle}, math.nan):
         with pytest.raises(InvalidRequest, match=r"^args\[0\]"):
             encode_value(value, "args[0]")
 
