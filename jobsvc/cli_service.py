@@ -78,7 +78,10 @@ def up(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Take functions by value, from notebooks for example.")
     ] = False,
-    ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster.")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster, HOST:PORT.")] = None,
+    route_prefix: Annotated[
+        str | None, typer.Option(help="With --ray-address: under the Serve that runs there, at /NAME.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Start the service, or find it running; returns when it answers. JOBSVC_… variables are settings too."""
@@ -91,6 +94,7 @@ def up(
             port=port,
             host=host,
             service=service,
+            route_prefix=route_prefix,
             s3_endpoint_url=s3_endpoint_url,
             allow_shell=allow_shell or None,
             allow_code=allow_code or None,

@@ -26,6 +26,7 @@ class ServiceInfo(msgspec.Struct):
     temp_dir: str | None = None  # of that Ray
     token_file: str | None = None
     ray_token_file: str | None = None
+    started_serve: bool = False  # in a Ray that is not ours
 
     @property
     def log_dir(self) -> str | None:

@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .access import is_loopback, token_matches
 from .errors import Refusal
 from .http_errors import problem
+from .http_mount import redirect_to_page, unmounted
 from .http_page import is_page
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -120,6 +121,8 @@ class OuterRim:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope.get("root_path"):
+            scope = unmounted(scope)
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _decent_request_id(given) else self._new_request_id()
@@ -140,8 +143,10 @@ class OuterRim:
 
         began = time.monotonic()
         try:
-            refusal = self._access.refusal(scope["path"], scope["method"], headers)
-            if refusal is None:
+            refusal = self._access.refusal(scope["path"] or "/", scope["method"], headers)
+            if not scope["path"] and scope["method"] in SAFE_METHODS:
+                await redirect_to_page()(scope, receive, send_marked)
+            elif refusal is None:
                 await self._app(scope, receive, send_marked)
             else:
                 await problem(Request(scope), refusal)(scope, receive, send_marked)

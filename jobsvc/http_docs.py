@@ -143,7 +143,7 @@ def install_openapi(app: FastAPI, settings: Settings, *, has_token: bool) -> Non
                     "(RFC 9457)."
                 ),
                 routes=app.routes,
-                servers=[{"url": "/"}],
+                servers=[{"url": settings.route_prefix or "/"}],
             )
             components = document.setdefault("components", {})
             components.setdefault("schemas", {}).update(COMPONENTS)

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 
 from .errors import REFUSALS, InvalidRequest, JobsvcError, Refusal, Refused, Unavailable
+from .http_mount import mounted
 from .object_store import StoreError
 
 PROBLEM_TYPE = "application/problem+json"
@@ -56,7 +57,7 @@ def request_id(request: Request) -> str:
 
 def path_of(request: Request) -> str:
     """The path alone. `request.url` would read the query too, and fail if that is not UTF-8."""
-    return str(request.scope["path"])
+    return mounted(str(request.scope["path"]))
 
 
 def problem(

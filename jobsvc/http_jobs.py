@@ -20,6 +20,7 @@ from .http_job_requests import (
     JobReader,
     NewJobs,
 )
+from .http_mount import mounted
 from .http_requests import (
     Bodies,
     content_kind,
@@ -77,7 +78,7 @@ class JobRoutes:
         command = await self._command(request, self._reader.hash_job(iterations, body), body)
         accepted = await self._gateway.get(command, c.Accepted)
         job_id = id_text(accepted.ids[0])
-        return json_response(AcceptedId(job_id), 200, {"Location": f"/v1/jobs/{job_id}"})
+        return json_response(AcceptedId(job_id), 200, {"Location": mounted(f"/v1/jobs/{job_id}")})
 
     async def enqueue(self, request: Request) -> Response:
         """One job: a JSON document, or raw bytes with the options in the query."""

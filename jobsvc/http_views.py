@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from . import commands as c
 from .http_errors import cut
+from .http_mount import mounted
 from .jobs import AttemptRecord, ErrorInfo, Result, State, id_text
 from .manager_status import commit_problem, lag_records, leader_of, percentile
 from .ray_links import ActorId, RayUrl, actor_link
@@ -320,7 +321,7 @@ def job_document(
     """A job as the API shows it; `short` leaves the long texts out. `ray` is its dashboard's address."""
     options = view.options
     text = id_text(view.id)
-    url = f"/v1/jobs/{text}"
+    url = mounted(f"/v1/jobs/{text}")
     running = None
     if view.worker is not None and view.leased_at is not None:
         log_url = f"{url}/logs?attempt={view.attempt}"

@@ -345,15 +345,3 @@ def start_managers(settings_text: str) -> None:
         if settings.spread or resources.get(MANAGER_RESOURCE, 0) >= len(MANAGER_NAMES):
             options["resources"] = {MANAGER_RESOURCE: 1}
         actor.options(**options).remote(name, settings_text)
-
-
-def remove_actors(service: str) -> None:
-    """End the managers, then the workers, for good."""
-    names = [
-        actor["name"] for actor in list_named_actors(all_namespaces=True) if actor["namespace"] == service
-    ]
-    for name in sorted(names, key=lambda name: name not in MANAGER_NAMES):
-        try:
-            ray.kill(ray.get_actor(name, service), no_restart=True)
-        except ValueError:
-            continue  # it has ended

@@ -20,6 +20,7 @@ import gc
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,13 +35,15 @@ from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 from ray.job_config import JobConfig
 
+from .errors import InvalidRequest, JobsvcError, Unavailable
 from .gateway import Gateway
 from .grafana_dashboard import put_beside_rays
 from .http_api import build_app
 from .leader_links import RayManagers
 from .logs import log_as_json
-from .manager_actor import remove_actors, start_managers
+from .manager_actor import start_managers
 from .metrics import feed_ray
+from .placed import EXIT_NO_USE, EXIT_REFUSED
 from .ray_links import page_link
 from .s3_store import open_store
 from .serve_express import open_express
@@ -55,6 +58,7 @@ DEPLOYMENT_NAME = "http"
 WAYS_IN = 2
 GRAFANA_SECONDS = 10.0  # Ray's dashboard may still be starting
 ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wait for each other
+CONNECT_SECONDS = 15.0
 GC_THRESHOLDS = (20_000, 50, 100)
 
 
@@ -67,7 +71,7 @@ def app_builder(settings_text: str, token_file: str | None) -> Callable[[], Fast
     return build_replica_app
 
 
-def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
+def replica_app(settings_text: str, token_file: str | None, *, under_serve: bool = True) -> FastAPI:
     """The ASGI app of one replica, wired to the managers over Ray."""
     settings = decode_settings(settings_text)
     token = Path(token_file).read_text().strip() if token_file else None
@@ -86,11 +90,12 @@ def replica_app(settings_text: str, token_file: str | None) -> FastAPI:
         settings,
         token,
         registry,
-        server_echoes_request_id=True,
+        server_echoes_request_id=under_serve,
         ray_dashboard_url=settings.ray_dashboard_url or ray_dashboard_url(),
     )
 
-    open_express(app.state.express)
+    if under_serve:
+        open_express(app.state.express)
 
     @asynccontextmanager
     async def feeding(_: FastAPI) -> AsyncIterator[None]:
@@ -113,17 +118,20 @@ class _Replica:
     """Serve wants a class to hang the app on; the app is everything."""
 
 
-def deploy(settings_text: str, port: int, token_file: str | None, replicas: int) -> None:
-    """Managers, then Serve. Idempotent; returns when the application is running."""
-    settings = msgspec.structs.replace(decode_settings(settings_text), port=port)
-    settings_text = encode_settings(settings)
-    start_managers(settings_text)
+def deploy(settings: Settings, token_file: str | None) -> None:
+    """Managers, then Serve, which is ours here. Idempotent; returns when the application is running."""
+    start_managers(encode_settings(settings))
     where = "EveryNode" if settings.spread else "HeadOnly"  # every node with a replica, that is
-    serve.start(proxy_location=where, http_options={"host": settings.host, "port": port})
-    ingress: Any = serve.ingress(app_builder(settings_text, token_file))
+    serve.start(proxy_location=where, http_options={"host": settings.host, "port": settings.port})
+    run_under_serve(settings, token_file)
+
+
+def run_under_serve(settings: Settings, token_file: str | None) -> None:
+    """Make the application of the Serve that runs."""
+    ingress: Any = serve.ingress(app_builder(encode_settings(settings), token_file))
     application = serve.deployment(
         name=DEPLOYMENT_NAME,
-        num_replicas=replicas,
+        num_replicas=settings.replicas,
         max_ongoing_requests=ONGOING_MAX,
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
@@ -132,7 +140,7 @@ def deploy(settings_text: str, port: int, token_file: str | None, replicas: int)
         logging_config={"enable_access_log": False},
     )(ingress(_Replica))
     bound: Any = application.bind()
-    target = serve.RunTarget(bound, name=settings.service, route_prefix="/")
+    target = serve.RunTarget(bound, name=settings.service, route_prefix=settings.route_prefix or "/")
     serve.run_many([target], wait_for_applications_running=not settings.spread)
 
 
@@ -147,12 +155,11 @@ def replica_options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-def driver_metadata(settings_text: str, port: int) -> dict[str, str]:
+def driver_metadata(settings: Settings) -> dict[str, str]:
     """What Ray's dashboard shows of the one Ray job that there is: every actor leads to it, and it to us."""
-    settings = decode_settings(settings_text)
     return {
         "service": settings.service,
-        "page": page_link(settings.host, port),
+        "page": page_link(settings.host, settings.port),
         "about": "put managers and HTTP into Ray, and ended; jobs of the service are on its page",
     }
 
@@ -164,33 +171,69 @@ def show_in_grafana() -> None:
         put_beside_rays(Path(node.get_session_dir_path()), GRAFANA_SECONDS)
 
 
-def remove(service: str) -> None:
-    """Take a service out of a Ray that goes on without it."""
-    if service in serve.status().applications:
-        serve.delete(service)
-    remove_actors(service)
-
-
 def main() -> None:
+    """What was wrong goes to stderr as one line where it is known, with the exit code that says so."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--token-file")
-    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--guest", action="store_true", help="the Ray is somebody else's")
     parser.add_argument("--remove", metavar="SERVICE")
+    parser.add_argument("--started-serve", action="store_true")
     options = parser.parse_args()
-    settings_text = "" if options.remove else sys.stdin.read()
-    shown = JobConfig(metadata={} if options.remove else driver_metadata(settings_text, options.port))
-    namespace = options.remove or decode_settings(settings_text).service
-    ray.init(
-        address=options.address,
-        namespace=namespace,
-        job_config=shown,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    if options.remove:
-        remove(options.remove)
+    try:
+        if options.remove:
+            _remove(options)
+        else:
+            _deploy(options)
+    except JobsvcError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(EXIT_REFUSED if isinstance(error, InvalidRequest) else EXIT_NO_USE)
+
+
+def _deploy(options: argparse.Namespace) -> None:
+    settings = msgspec.structs.replace(decode_settings(sys.stdin.read()), port=options.port)
+    _connect(options.address, settings.service, JobConfig(metadata=driver_metadata(settings)))
+    if options.guest:
+        from . import guest
+
+        token = Path(options.token_file).read_text() if options.token_file else None
+        placed = guest.place(settings, options.token_file, token)
+        sys.stdout.write(msgspec.json.encode(placed).decode())
     else:
-        deploy(settings_text, options.port, options.token_file, options.replicas)
+        deploy(settings, options.token_file)
         show_in_grafana()
+
+
+def _remove(options: argparse.Namespace) -> None:
+    from . import guest
+
+    _connect(options.address, options.remove, JobConfig(metadata={}))
+    guest.take_out(options.remove, options.started_serve)
+
+
+def _connect(address: str, namespace: str, job_config: JobConfig) -> None:
+    """Raises Unavailable with one line. A listener that is no Ray would be asked for a minute."""
+    in_time = threading.Timer(CONNECT_SECONDS, _give_up, [address])
+    in_time.daemon = True
+    in_time.start()
+    try:
+        ray.init(
+            address=address,
+            namespace=namespace,
+            job_config=job_config,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except Exception as error:  # versions that differ, a token that is refused, nobody there
+        raise Unavailable(f"ray_address: {address}: {' '.join(str(error).split())}") from error
+    finally:
+        in_time.cancel()
+
+
+def _give_up(address: str) -> None:
+    sys.stderr.write(
+        f"ray_address: what listens at {address} has not answered as a Ray in {CONNECT_SECONDS:g} s\n"
+    )
+    sys.stderr.flush()
+    os._exit(EXIT_NO_USE)

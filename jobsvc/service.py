@@ -33,7 +33,8 @@ from .discovery import (
     write_down,
 )
 from .errors import InvalidRequest, Unavailable
-from .ports import free_port, reachable
+from .placed import EXIT_REFUSED, Placed
+from .ports import Answer, free_port, knock, reachable
 from .ray_head import RayDidNotStart, driver_environment, plan_head, service_environment, start_head
 from .serve_proxy import has_haproxy
 from .service_processes import end_processes, has_supervisors, service_processes
@@ -63,6 +64,7 @@ __all__ = [
 
 READY_SECONDS = 60.0
 REVIVE_SECONDS = 20.0
+GONE_SECONDS = 10.0
 MANAGER_SAYS = "; manager-"
 PROBLEM_STAYS_SECONDS = 5.0
 ERROR_LINES = 8
@@ -97,7 +99,7 @@ def up(
             _clear_away(known, run_dir, say)
         _check(settings, token, ray_address, say)
         port = free_port(settings.host, settings.port)
-        if port != settings.port:
+        if port != settings.port and not (ray_address and settings.route_prefix):
             say(f"port {settings.port} is taken; using {port}")
         try:
             return _start(settings, token, ray_address, port, run_dir, say)
@@ -126,7 +128,7 @@ def _start(
     """One try; whatever goes wrong, nothing of it stays."""
     info = ServiceInfo(
         settings.service,
-        [f"http://{reachable(settings.host)}:{port}"],
+        [f"http://{reachable(settings.host)}:{port}{settings.route_prefix}"],
         None,
         ray_address or "",
         settings.data,
@@ -144,13 +146,24 @@ def _start_parts(info: ServiceInfo, settings: Settings, port: int, run_dir: Path
     given_ray = bool(info.ray_address)
     environment = driver_environment(info) if given_ray else plan_head(info, settings, run_dir)
     write_down(info, run_dir)  # first, so that `down` finds what is left if this is interrupted
-    with _Deployment(info, port, settings.replicas, environment) as deployment:
+    is_guest = given_ray and not settings.spread  # machines of a cluster are the service's own
+    with _Deployment(info, port, is_guest, environment) as deployment:
         if not given_ray:
             say("starting Ray")
             start_head(info, environment)
         say("starting managers and HTTP")
-        deployment.go(encode_settings(settings))
-    _wait_until_ready(info, say)
+        said = deployment.go(encode_settings(settings))
+    placed = msgspec.json.decode(said, type=Placed) if is_guest else Placed(info.urls[0])
+    for word in placed.words:
+        say(word)
+    info.urls, info.started_serve = [placed.url], placed.started_serve
+    write_down(info, run_dir)
+    try:
+        _wait_until_ready(info)
+    except BaseException:
+        if placed.is_new:
+            _take_out(info)
+        raise
 
 
 def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
@@ -188,7 +201,8 @@ def _lives(known: ServiceInfo, settings: Settings, say: Say) -> bool:
     """
     if known.instance is not None and not has_supervisors(known):
         return False
-    deadline = time.monotonic() + REVIVE_SECONDS
+    # In a Ray of others, what still lives is found and kept when the service is put there again.
+    deadline = time.monotonic() + (REVIVE_SECONDS if known.instance is not None else 0.0)
     while not answers(known):
         if time.monotonic() > deadline:
             return False
@@ -221,15 +235,17 @@ class NotDeployed(Unavailable):
 class _Deployment:
     """`serve_app` in a process of its own; it begins to load its modules while Ray starts."""
 
-    def __init__(self, info: ServiceInfo, port: int, replicas: int, environment: dict[str, str]) -> None:
-        command = [sys.executable, "-c", "from jobsvc.serve_app import main; main()"]
-        command += ["--address", info.ray_address, "--port", str(port), "--replicas", str(replicas)]
-        if info.token_file:
-            command += ["--token-file", info.token_file]
+    def __init__(self, info: ServiceInfo, port: int, is_guest: bool, environment: dict[str, str]) -> None:
+        self._is_guest = is_guest
         self._process = subprocess.Popen(
-            command,
+            [
+                *(sys.executable, "-c", "from jobsvc.serve_app import main; main()"),
+                *("--address", info.ray_address, "--port", str(port)),
+                *(("--token-file", info.token_file) if info.token_file else ()),
+                *(("--guest",) if is_guest else ()),
+            ],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -244,14 +260,21 @@ class _Deployment:
             self._process.kill()
             self._process.wait()
 
-    def go(self, text: str) -> None:
-        """Ray is there: deploy. Raises Unavailable with what it said if that fails."""
-        _, said = self._process.communicate(text)
-        if self._process.returncode != 0:
+    def go(self, text: str) -> str:
+        """Ray is there: deploy. Returns its answer, or raises what it said on one line."""
+        answer, said = self._process.communicate(text)
+        code = self._process.returncode
+        last_line = said.strip().rpartition("\n")[2] or f"exit code {code}"
+        if code == EXIT_REFUSED:
+            raise InvalidRequest(last_line)
+        if code and self._is_guest:
+            raise Unavailable(f"the service could not be put into Ray: {last_line}")
+        if code:
             raise NotDeployed(f"the service could not be put into Ray:\n{said[-3000:]}")
+        return answer.strip()
 
 
-def _wait_until_ready(info: ServiceInfo, say: Say) -> None:
+def _wait_until_ready(info: ServiceInfo) -> None:
     """Raises what keeps it from being ready, as soon as that is known to stay."""
     deadline = time.monotonic() + READY_SECONDS
     known, since = "", time.monotonic()
@@ -297,8 +320,7 @@ def down(service: str = "jobsvc", *, run_dir: Path | None = None, say: Say = pri
         if info is None:
             return False
         if info.instance is None:
-            _take_out(info)
-            say(f"{service} has been taken out of the Ray at {info.ray_address}")
+            _end_as_guest(info, say)
         else:
             ended = end_processes(info, say)
             shutil.rmtree(info.temp_dir or "", ignore_errors=True)
@@ -307,12 +329,20 @@ def down(service: str = "jobsvc", *, run_dir: Path | None = None, say: Say = pri
         return True
 
 
+def _end_as_guest(info: ServiceInfo, say: Say) -> None:
+    if info.ray_address != "auto" and knock(info.ray_address) is Answer.REFUSED:
+        say(f"the Ray at {info.ray_address} has ended, and {info.service} with it")
+        return
+    _take_out(info)
+    say(f"{info.service} has been taken out of the Ray at {info.ray_address}")
+
+
 def _take_out(info: ServiceInfo) -> None:
-    """Remove the service from a Ray that is not ours to end."""
+    """Remove the service from a Ray that is not ours to end. Its port is free again afterwards."""
     command = [sys.executable, "-c", "from jobsvc.serve_app import main; main()"]
     command += ["--address", info.ray_address, "--remove", info.service]
     done = subprocess.run(
-        command,
+        [*command, *(("--started-serve",) if info.started_serve else ())],
         env=driver_environment(info),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -320,4 +350,8 @@ def _take_out(info: ServiceInfo) -> None:
         check=False,
     )
     if done.returncode != 0:
-        raise Unavailable(f"the service could not be taken out of Ray:\n{done.stderr[-3000:]}")
+        last_line = done.stderr.strip().rpartition("\n")[2]
+        raise Unavailable(f"the service could not be taken out of Ray: {last_line}")
+    deadline = time.monotonic() + GONE_SECONDS
+    while answers(info) and time.monotonic() < deadline:
+        time.sleep(0.05)

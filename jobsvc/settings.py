@@ -58,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     service: str = "jobsvc"  # name of the Ray namespace, and of the Serve application
     host: str = "127.0.0.1"
     port: int = 8000
+    route_prefix: str = ""  # as one application of several under Ray Serve: /jobs, say
     tasks: tuple[str, ...] = ()  # modules that register tasks when imported
     allow_shell: bool = False  # the built-in task jobsvc.shell
     allow_code: bool = False  # functions sent by value from notebooks
@@ -114,6 +115,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         settings_bounds.check_numbers(msgspec.structs.asdict(self), settings_bounds.SETTINGS)
         settings_bounds.check_name(self.service, "service")
+        settings_bounds.check_route_prefix(self.route_prefix)
         settings_bounds.check_url(self.s3_endpoint_url, "s3_endpoint_url")
         settings_bounds.check_url(self.ray_dashboard_url, "ray_dashboard_url")
         self._require(DEFAULT_POOL in self.pools, "pools", f"must have a pool named {DEFAULT_POOL!r}")

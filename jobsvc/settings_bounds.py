@@ -67,6 +67,7 @@ POOL: dict[str, Range] = {
 }
 # Part of file names, of Ray's names of actors, and of URLs.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,99}){1,10}")
 
 
 def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range], where: str = "") -> None:
@@ -84,6 +85,11 @@ def check_name(name: str, field: str) -> None:
         raise InvalidRequest(
             f"{name!r} is no name: 1 to 100 letters, digits, '.', '_' and '-', the first no '.' or '-'", field
         )
+
+
+def check_route_prefix(prefix: str) -> None:
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise InvalidRequest(f"{prefix!r} is not /NAME or /NAME/NAME", "route_prefix")
 
 
 def check_url(url: str | None, field: str) -> None:

@@ -30,12 +30,12 @@ from .store_owner import Owner, has_gone_on, in_use, owner_of
 
 T = TypeVar("T")
 
-STORE_SECONDS = 3.0
+STORE_SECONDS = 10.0  # on a machine that is busy; requests have shorter limits of their own
 STORE_RETRY_SECONDS = 1.0  # a store that said nothing so soon is asked once more
 STORE_PAUSE_SECONDS = 0.2
 WATCH_SECONDS = 5.0  # an idle leader writes every four; the managers watch longer
 WATCH_PAUSE_SECONDS = 0.25
-OWNER_SECONDS = 15.0  # with listing a long log
+OWNER_SECONDS = 20.0  # with listing a long log
 KNOCK_SECONDS = 1.5
 TRIAL_BYTES = 256 * 1024
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

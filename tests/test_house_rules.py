@@ -44,15 +44,16 @@ LAYERS = {
           code_calls job_calls job_process job_child job_start job_deaths hold_back job_runner
           leader_links autoscaler_view manager_actor worker_actor
           discovery ray_head serve_proxy service_processes
-          http_access http_docs http_docs_page http_errors http_express http_requests http_job_requests
-          http_views http_feed http_jobs http_bulk http_live http_operations http_page http_service
-          http_streams http_api serve_express
+          http_mount http_access http_docs http_docs_page http_errors http_express http_requests
+          http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
+          http_page http_service http_streams
+          http_api serve_express
           client client_bulk client_code client_core client_feed client_http client_job client_jobs
           client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",
-    5: """serve_app service task_check start_checks doctor demo cluster_down
+    5: """serve_app guest way_in placed service task_check start_checks doctor demo cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster
           cli_node __init__ __main__""",
@@ -69,8 +70,10 @@ RIMS = {
         "leader_links",
         "manager_actor",
         "metrics",
+        "guest",
         "serve_app",
         "service",
+        "way_in",
         "worker_actor",
     },
     "fastapi": {"http_api", "http_docs", "http_docs_page", "http_views", "http_errors", "serve_app"},
