@@ -57,7 +57,7 @@ def _why_it_waits(state: QueueState, job: Job) -> str | None:
         return None
     if job.options.queue in state.paused:
         return f"queue {job.options.queue} is paused"
-    return f"for a worker of pool {job.options.pool}"
+    return f"for a worker of pool {state.lanes.pool_of(job.options.queue, job.options.pool)}"
 
 
 def get_jobs(state: QueueState, query: c.GetJobs) -> c.Found:
@@ -196,7 +196,7 @@ def _queue_view(
     for lane in state.lanes.of_queue(queue):
         first = lane.oldest()
         if first is not None and (oldest is None or first.created_at < oldest):
-            pool, oldest = lane.pool, first.created_at
+            pool, oldest = state.lanes.pool_of(queue, lane.pool), first.created_at
     return c.QueueView(
         queue,
         pool,

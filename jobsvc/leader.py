@@ -87,6 +87,7 @@ class Leader:
             min(settings.retained_jobs_max, settings.max_jobs // 2),
         )
         self.commits = CommitLoop(state, writer, settings, peer, clock)
+        state.lanes.serve_by(settings.pool_of)
         self.leasing = Leasing(
             state, self.registry, self.commits, self.tallies, self.bulkheads, self.apply_events
         )
@@ -121,7 +122,8 @@ class Leader:
         """Lead until something fatal happens; raises it."""
         self.commits.append(EpochBegan(self.commits.epoch, self.name, self._jump_seconds))
         for worker, held in self.state.leases.items():
-            pool = next(iter(held.values())).options.pool
+            options = next(iter(held.values())).options
+            pool = self.state.lanes.pool_of(options.queue, options.pool)  # until it says so itself
             self.registry.known(worker, pool, self._loop.time())
         self.begin(self.commits.run(), "commit")
         for name, part in (

@@ -88,8 +88,8 @@ class LeaderReads:
             if view.worker in self._registry.workers:
                 view.actor = self._registry.workers[view.worker].actor
             if view.state is State.QUEUED and view.waiting is not None:
-                waiting = self._pool_waits(view.options.pool)
-                if waiting is not None:
+                waiting = self._pool_waits(self._settings.pool_of(view.options.queue))
+                if waiting is not None and view.options.queue not in self._state.paused:
                     view.waiting += f": {waiting}"
 
     def workers(self) -> c.Workers:

@@ -115,6 +115,7 @@ class PoolScaler:
         names = await self._fleet.names()
         self._notice_missing(names)
         await self._end_lost(names)
+        await self._end_unknown_pools(names)
         levelling = [
             self._level_alone(pool, [name for name, its in names.items() if its == pool])
             for pool in self._settings.pools
@@ -174,6 +175,17 @@ class PoolScaler:
         for name in sorted(lost):
             await self._end(name)
             names.pop(name)
+
+    async def _end_unknown_pools(self, names: dict[str, str]) -> None:
+        """Workers of a pool that the settings do not have any more get no jobs: they are asked to leave."""
+        workers = self._leader.registry.workers
+        for name in [name for name, pool in names.items() if pool not in self._settings.pools]:
+            worker = workers.get(name)
+            if worker is None:
+                await self._fleet.end(name)
+            elif not worker.retiring:
+                worker.retiring = True
+                worker.wake()
 
     async def _end(self, name: str) -> None:
         for brake in self._brakes.values():

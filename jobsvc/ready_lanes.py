@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import islice
 
 from .jobs import Job, State
@@ -205,13 +205,18 @@ class Lanes(dict[tuple[str, str], Lane]):
     """All lanes by queue and pool, and at hand those that have something.
 
     There may be thousands of queues that are paused, or whose jobs have all ended: what is asked for each job
-    and each second looks at none of them."""
+    and each second looks at none of them.
+
+    A lane's pool is that of its queue when the jobs were enqueued. Which pool serves it now is the settings'
+    business (`serve_by`): an index of who leads, and no part of the state."""
 
     def __init__(self, jobs: JobTable, paused: Container[str]) -> None:
         super().__init__()
         self._jobs = jobs
         self._paused = paused
-        self._ready: dict[str, dict[str, Lane]] = {}  # pool -> queue -> lane: filled, and not paused
+        self._pool_of: Callable[[str], str] | None = None
+        # By the pool that serves it, then by its own key: filled, and not paused.
+        self._ready: dict[str, dict[tuple[str, str], Lane]] = {}
         self._oldest: list[tuple[int, int, Lane]] = []  # heap by `marked`; what says otherwise is dead
         self._marks = 0
         self._pools: dict[str, None] = {}  # those that a lane ever had: the operator's, so a few
@@ -220,6 +225,17 @@ class Lanes(dict[tuple[str, str], Lane]):
         self._pools[key[1]] = None
         lane = self[key] = Lane(*key, self._jobs, self)
         return lane
+
+    def serve_by(self, pool_of: Callable[[str], str]) -> None:
+        """From now on workers of these pools serve the queues."""
+        self._pool_of = pool_of
+        self._ready = {}
+        for lane in self.values():
+            self._make_ready(lane)
+
+    def pool_of(self, queue: str, pool: str) -> str:
+        """The pool that serves a queue, in which jobs were enqueued for this pool."""
+        return pool if self._pool_of is None else self._pool_of(queue)
 
     def ready(self, pool: str) -> list[Lane]:
         """Those from which a worker of this pool may be served now."""
@@ -247,8 +263,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         """A lane got an entry: its first one, or one that may be older than all others."""
         if not lane.filled:
             lane.filled = True
-            if lane.queue not in self._paused:
-                self._ready.setdefault(lane.pool, {})[lane.queue] = lane
+            self._make_ready(lane)
         if lane.marked is None or seq < lane.marked:
             lane.marked = seq
             self._marks += 1
@@ -260,10 +275,16 @@ class Lanes(dict[tuple[str, str], Lane]):
             lane.filled = False
             self._not_ready(lane)
 
+    def _make_ready(self, lane: Lane) -> None:
+        if lane.filled and lane.queue not in self._paused:
+            pool = self.pool_of(lane.queue, lane.pool)
+            self._ready.setdefault(pool, {})[lane.queue, lane.pool] = lane
+
     def _not_ready(self, lane: Lane) -> None:
-        ready = self._ready.get(lane.pool, {})
-        if ready.pop(lane.queue, None) is not None and not ready:
-            del self._ready[lane.pool]
+        pool = self.pool_of(lane.queue, lane.pool)
+        ready = self._ready.get(pool, {})
+        if ready.pop((lane.queue, lane.pool), None) is not None and not ready:
+            del self._ready[pool]
 
     def pause(self, queue: str) -> None:
         for lane in self.of_queue(queue):
@@ -271,8 +292,7 @@ class Lanes(dict[tuple[str, str], Lane]):
 
     def resume(self, queue: str) -> None:
         for lane in self.of_queue(queue):
-            if lane.filled:
-                self._ready.setdefault(lane.pool, {})[queue] = lane
+            self._make_ready(lane)
 
     def forget(self, queue: str) -> None:
         """A queue without jobs is known no more."""
