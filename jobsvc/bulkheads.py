@@ -81,6 +81,18 @@ class Bulkheads:
         else:
             self.worked(part)
 
+    def count(self, tally: Callable[..., object], *arguments: Any) -> None:
+        """Something is counted for metrics, if that works."""
+        try:
+            tally(*arguments)
+        except ENDS_ALL:
+            raise
+        except Exception as error:
+            self.failed("metrics", error, getattr(tally, "__name__", ""))
+        else:
+            if self._troubles:
+                self.worked("metrics", getattr(tally, "__name__", ""))
+
     def due(self, part: str, subject: str = "") -> bool:
         """False while a part that has failed has its pause."""
         trouble = self._troubles.get((part, subject))
@@ -122,8 +134,8 @@ class Bulkheads:
         return pause
 
     def worked(self, part: str, subject: str = "") -> None:
-        """It is in order, as far as it can tell."""
-        if self._troubles:
+        """It is in order, as far as it can tell. Within its pause it cannot: a part may do several things."""
+        if self._troubles and self.due(part, subject):
             self._troubles.pop((part, subject), None)
 
     def problems(self) -> list[c.PartProblem]:

@@ -12,8 +12,10 @@ parameter has one of these names gets it by `kwargs={"priority": …}`. A functi
 sent by its name, with the decorator's options unless the call says otherwise; its code is not sent. Only a
 function that a notebook or script defines is sent by value, where the operator allows code (`client_code`).
 
-Arguments travel as JSON (msgspec: dataclasses, dates and the like become what JSON has). JSON has no bytes: a
-job whose argument is bytes goes by `enqueue_bytes`, and `map` sends items that are bytes that way.
+Arguments and results travel as JSON. A tuple arrives as a list; what else would not arrive equal is refused,
+with its place. Where a function with annotations is at hand, dates, dataclasses and the like arrive as what
+it names (`client_calls`). JSON has no bytes: a job whose argument is bytes goes by `enqueue_bytes`, and `map`
+sends items that are bytes that way.
 
 What is raised (`errors`): InvalidRequest, fix the request, `field` says where. Refused, the service said no:
 unknown job, wrong state, a key used twice. Unavailable, nobody answered until the deadline; that `key` may
@@ -23,7 +25,6 @@ for example, is a pause, not an error: see `client_http`. A client may be used b
 
 from __future__ import annotations
 
-import datetime
 import os
 import urllib.parse
 from collections import deque
@@ -36,30 +37,16 @@ import msgspec
 
 from . import client_tables as tables
 from .client_bulk import change_matching
-from .client_code import Code, goes_by_value, shown_name
+from .client_calls import BYTES, Calling, document_lines, plain_line_end
+from .client_code import goes_by_value
 from .client_core import WAIT_SECONDS_MAX, checked_key, checked_seconds
 from .client_feed import FeedItem, FeedPage, decode_page, read_on
 from .client_http import Addresses, Connection, find_addresses
 from .client_jobs import Job, JobSet
 from .errors import InvalidRequest, JobsvcError
-from .tasks import TaskDefinition, definition_of
+from .signatures import result_type
+from .values import encode_value
 
-OPTIONS = {  # as callers say it -> as the API does
-    "queue": "queue",
-    "priority": "priority",
-    "max_attempts": "max_attempts",
-    "max_crashes": "max_crashes",
-    "timeout": "timeout_seconds",
-    "timeout_seconds": "timeout_seconds",
-    "delay": "delay_seconds",
-    "delay_seconds": "delay_seconds",
-    "run_at": "run_at",
-    "labels": "labels",
-    "batch": "batch",
-    "retention_seconds": "retention_seconds",
-    "backoff_base_seconds": "backoff_base_seconds",
-    "backoff_cap_seconds": "backoff_cap_seconds",
-}
 DEADLINE_SECONDS = 60.0
 BATCH_JOBS = 2_000
 BATCH_BYTES = 4 * 1024 * 1024  # one batch is one record of the journal, which has a bound
@@ -76,8 +63,6 @@ FAILURE_COLUMNS = ("count", "task", "type", "message", "place", "last_at", "late
 JSON_TYPE = {"Content-Type": "application/json"}
 LINES_TYPE = {"Content-Type": "application/x-ndjson"}
 BYTES_TYPE = {"Content-Type": "application/octet-stream"}
-
-_encode = msgspec.json.Encoder().encode
 
 
 class Client:
@@ -146,14 +131,10 @@ class Client:
         `named` are options and the task's keyword arguments (see the module). `key` makes the call safe to
         repeat by name: the same key gives the same job.
         """
-        document = _document(task, kwargs, named)
-        if goes_by_value(task):
-            document["call"] = _code(task, document).call(args)
-        else:
-            _refuse_bytes("args", args)
-            document["args"] = args
-        answer = self.request("POST", "/v1/jobs", content=_json(document), headers=JSON_TYPE, key=key)
-        return self._job_of(answer.content)
+        calling = Calling(task, kwargs, named)
+        document = calling.document(args)
+        answer = self.request("POST", "/v1/jobs", content=document, headers=JSON_TYPE, key=key)
+        return self._job_of(answer.content, calling)
 
     def enqueue_bytes(
         self,
@@ -168,18 +149,16 @@ class Client:
         """Enqueue a job whose one positional argument is these bytes."""
         if goes_by_value(task):
             return self.enqueue(task, bytes(data), key=key, kwargs=kwargs, **named)
-        params = {
-            name: value if isinstance(value, str) else _json(value).decode()
-            for name, value in _document(task, kwargs, named).items()
-        }
+        calling = Calling(task, kwargs, named)
+        params = calling.parameters()
         answer = self.request(
             "POST", "/v1/jobs", content=bytes(data), params=params, headers=BYTES_TYPE, key=key
         )
-        return self._job_of(answer.content)
+        return self._job_of(answer.content, calling)
 
-    def _job_of(self, content: bytes) -> Job:
+    def _job_of(self, content: bytes, calling: Calling) -> Job:
         document: dict[str, Any] = msgspec.json.decode(content)
-        return Job(self, document["id"], document)
+        return Job(self, document["id"], document, returns=calling.returns)
 
     def map(
         self,
@@ -201,6 +180,7 @@ class Client:
         """
         if not 1 <= batch_jobs <= 10_000:
             raise InvalidRequest("must be from 1 to 10,000", "batch_jobs")
+        calling = Calling(task, kwargs, named)
         after = self.feed_cursor()
         total = len(items) if isinstance(items, Sequence) else None
         ids: list[str] = []
@@ -210,7 +190,7 @@ class Client:
                 tables.ProgressLine("enqueued", total, progress) as line,
                 ThreadPoolExecutor(BYTES_JOBS_IN_FLIGHT, "jobsvc-map") as pool,
             ):
-                for send, in_flight in self._sends(task, items, batch_jobs, key, kwargs, named):
+                for send, in_flight in self._sends(calling, task, items, batch_jobs, key, kwargs, named):
                     while len(sending) >= in_flight:
                         ids += sending.popleft().result()
                         line.update(len(ids))
@@ -221,10 +201,11 @@ class Client:
         except JobsvcError as error:
             error.add_note(f"{len(ids)} or more jobs had been enqueued before this")
             raise
-        return JobSet(self, ids, after)
+        return JobSet(self, ids, after, calling.returns)
 
     def _sends(
         self,
+        calling: Calling,
         task: str | Callable[..., Any],
         items: Iterable[Any],
         batch_jobs: int,
@@ -233,10 +214,7 @@ class Client:
         named: Mapping[str, Any],
     ) -> Iterator[tuple[Callable[[], list[str]], int]]:
         """The requests of a `map`, and how many of that kind may be in flight."""
-        document = _document(task, kwargs, named)
-        code = _code(task, document) if goes_by_value(task) else None
-        head = _json(document)[:-1] + (b',"args":[' if code is None else b',"call":')
-        for number, batch in enumerate(_batches(head, items, batch_jobs, code)):
+        for number, batch in enumerate(_batches(calling.line_head(), items, batch_jobs, calling)):
             part = None if key is None else checked_key(f"{key}/{number}")
             if isinstance(batch, list):
                 yield partial(self._send_lines, b"\n".join(batch), part), BATCHES_IN_FLIGHT
@@ -256,7 +234,7 @@ class Client:
     def enqueue_many(self, jobs: Iterable[Mapping[str, Any]], *, key: str | None = None) -> JobSet:
         """One atomic batch of job documents, as `POST /v1/jobs` takes them."""
         after = self.feed_cursor()
-        return JobSet(self, self._send_lines(b"\n".join(_json(dict(job)) for job in jobs), key), after)
+        return JobSet(self, self._send_lines(b"\n".join(document_lines(jobs)), key), after)
 
     def _send_lines(self, lines: bytes, key: str | None) -> list[str]:
         answer = self.request("POST", "/v1/jobs:batch", content=lines, headers=LINES_TYPE, key=key)
@@ -265,9 +243,9 @@ class Client:
 
     # --- looking ---
 
-    def job(self, job_id: str) -> Job:
-        """A handle; asks nobody until it is used."""
-        return Job(self, job_id)
+    def job(self, job_id: str, task: Callable[..., Any] | None = None) -> Job:
+        """A handle; asks nobody until it is used. With the task's function, its result is what that names."""
+        return Job(self, job_id, returns=None if task is None else result_type(task))
 
     def jobs(self, limit: int = 50, **filters: str | None) -> Iterator[dict[str, Any]]:
         """Jobs as documents, newest first, page by page. Filters: state, queue, task, batch."""
@@ -332,7 +310,9 @@ class Client:
     def pause(self, queue: str, paused: bool = True) -> dict[str, Any]:
         """Pause a queue: nothing new is leased from it. Returns the queue as it is now."""
         path = self.path("/v1/queues/{}", queue)
-        answer = self.request("PATCH", path, content=_json({"paused": paused}), headers=JSON_TYPE)
+        answer = self.request(
+            "PATCH", path, content=encode_value({"paused": paused}, "paused"), headers=JSON_TYPE
+        )
         document: dict[str, Any] = msgspec.json.decode(answer.content)
         return document
 
@@ -362,85 +342,22 @@ class Client:
 # --- shapes ------------------------------------------------------------------------------------------
 
 
-def _json(value: Any) -> bytes:
-    """JSON of what a caller gave. Raises InvalidRequest for what has no JSON."""
-    try:
-        return _encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"cannot be sent as JSON: {error}", "args") from error
-
-
-def _refuse_bytes(field: str, values: Iterable[Any]) -> None:
-    if any(isinstance(value, bytes | bytearray | memoryview) for value in values):
-        raise InvalidRequest("JSON has no bytes: use enqueue_bytes, or send them as text", field)
-
-
-def _document(
-    task: str | Callable[..., Any], kwargs: Mapping[str, Any] | None, named: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The document of a job, all but its positional arguments, as the API takes it."""
-    by_value = goes_by_value(task)
-    definition = None if isinstance(task, str) else definition_of(task)
-    if isinstance(task, str):
-        task_name = task
-    elif definition is not None:
-        task_name = definition.name
-    elif by_value:
-        task_name = shown_name(task)
-    else:
-        raise InvalidRequest(f"{task!r} is neither a name nor a function with @jobsvc.task", "task")
-    options = {} if definition is None else _decorated(definition)
-    own = dict(kwargs or {})
-    for name, value in named.items():
-        if name not in OPTIONS:
-            own[name] = value
-        elif value is not None:
-            options[OPTIONS[name]] = _option(name, value)
-    if not by_value:
-        _refuse_bytes("kwargs", own.values())
-    return {"task": task_name, "kwargs": own, **options}
-
-
-def _code(task: Any, document: dict[str, Any]) -> Code:
-    """The code of a task that goes by value; its named arguments leave the document."""
-    return Code(task, document.pop("kwargs"))
-
-
-def _decorated(definition: TaskDefinition) -> dict[str, Any]:
-    """What the decorator says beyond the defaults: it holds even if the service has older code."""
-    options: dict[str, Any] = {}
-    for field in msgspec.structs.fields(TaskDefinition):
-        value = getattr(definition, field.name)
-        if field.name in OPTIONS and value != field.default:
-            options[field.name] = dict(value) if field.name == "labels" else value
-    return options
-
-
-def _option(name: str, value: Any) -> Any:
-    """An option as JSON has it. A time without a zone is local time; a number is seconds since 1970."""
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    if name != "run_at":
-        return value
-    if isinstance(value, int | float):
-        value = datetime.datetime.fromtimestamp(value, datetime.UTC)
-    return value.astimezone().isoformat() if isinstance(value, datetime.datetime) else value
-
-
 def _batches(
-    head: bytes, items: Iterable[Any], batch_jobs: int, code: Code | None = None
+    head: bytes, items: Iterable[Any], batch_jobs: int, calling: Calling | None = None
 ) -> Iterator[list[bytes] | bytes]:
     """Lines of up to `batch_jobs` jobs; what they share is encoded once. An item of bytes goes alone."""
     lines: list[bytes] = []
     size_bytes = 0
-    for item in items:
-        if code is None and isinstance(item, bytes | bytearray | memoryview):
+    line_end = plain_line_end if calling is None else calling.line_end()
+    bytes_alone = calling is None or calling.code is None
+    for number, item in enumerate(items):
+        if bytes_alone and isinstance(item, BYTES):
             if lines:
                 yield lines
             yield bytes(item)
             lines, size_bytes = [], 0
             continue
-        line = head + (_json(item) + b"]}" if code is None else _json(code.call((item,))) + b"}")
+        line = head + line_end(item, number)
         if lines and (len(lines) == batch_jobs or size_bytes + len(line) > BATCH_BYTES):
             yield lines
             lines, size_bytes = [], 0

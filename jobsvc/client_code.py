@@ -10,14 +10,12 @@ What a function imports must be there where it runs. Python must be the same, to
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .code_calls import BYTECODE, PYTHON
 from .errors import InvalidRequest
 from .tasks import default_name, definition_of
-
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def goes_by_value(task: str | Callable[..., Any]) -> bool:
@@ -35,10 +33,12 @@ class Code:
         self.name = shown_name(function)
         self._function = _Pickled(_dumps(function))
         self._kwargs = dict(kwargs)
+        self._cloudpickle = _cloudpickle().__version__
 
     def call(self, args: Sequence[Any]) -> dict[str, Any]:
         """The `call` of a job document."""
-        return {"pickle": _dumps((self._function, tuple(args), self._kwargs)), "python": PYTHON}
+        data = _dumps((self._function, tuple(args), self._kwargs))
+        return {"pickle": data, "python": PYTHON, "bytecode": BYTECODE, "cloudpickle": self._cloudpickle}
 
 
 def shown_name(function: Callable[..., Any]) -> str:
@@ -57,11 +57,15 @@ class _Pickled:
         return pickle.loads, (self._data,)
 
 
-def _dumps(value: Any) -> bytes:
+def _cloudpickle() -> Any:
     import cloudpickle  # here: most clients never need it
 
+    return cloudpickle
+
+
+def _dumps(value: Any) -> bytes:
     try:
-        data: bytes = cloudpickle.dumps(value)
+        data: bytes = _cloudpickle().dumps(value)
     except Exception as error:  # whatever the __reduce__ of anything in it raises
         raise InvalidRequest(f"cannot be pickled: {type(error).__name__}: {error}", "task") from error
     return data

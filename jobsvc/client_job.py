@@ -21,6 +21,7 @@ from .client_feed import FeedItem
 from .client_http import LineStream
 from .client_logs import follow_logs
 from .errors import JobFailed, WaitTimedOut
+from .signatures import ValueType
 
 if TYPE_CHECKING:
     from .client import Client
@@ -31,7 +32,7 @@ ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after 
 class Job:
     """One job."""
 
-    __slots__ = ("_asked_at", "_client", "_document", "_error", "_state", "_value", "id")
+    __slots__ = ("_asked_at", "_client", "_document", "_error", "_returns", "_state", "_value", "id")
 
     def __init__(
         self,
@@ -39,9 +40,11 @@ class Job:
         job_id: str,
         document: dict[str, Any] | None = None,
         entry: FeedItem | None = None,
+        returns: ValueType | None = None,
     ) -> None:
         self.id = job_id
         self._client = client
+        self._returns = returns  # what the task's annotation says of the result
         self._document: dict[str, Any] | None = None
         self._asked_at: float | None = None
         self._state: str | None = None  # as last told
@@ -134,7 +137,8 @@ class Job:
             self._state = problem.state or "failed"
             raise failure(self.id, self._state, problem.error)
         is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-        self._value = msgspec.json.decode(answer.content) if is_json else answer.content
+        read = msgspec.json.decode if self._returns is None else self._returns.read_result
+        self._value = read(answer.content) if is_json else answer.content
         self._state = "succeeded"
         return self._value
 
@@ -159,7 +163,7 @@ class Job:
         """The feed has told that this job has ended."""
         self._state, self._error = entry.state, entry.error
         if entry.state == "succeeded" and entry.result is not UNSET:
-            self._value = entry.result
+            self._value = entry.result if self._returns is None else self._returns.of_result(entry.result)
 
     # --- changing ---
 

@@ -26,6 +26,7 @@ from .client_feed import FeedItem
 from .client_http import patience
 from .client_job import Job, failure
 from .errors import JobsvcError, Refused, WaitTimedOut
+from .signatures import ValueType
 
 if TYPE_CHECKING:
     from .client import Client
@@ -57,9 +58,12 @@ class Jobs(list[Job]):
 class JobSet:
     """Jobs that were sent together, in that order. May be used by several threads."""
 
-    def __init__(self, client: Client, ids: Sequence[str], after: int | str) -> None:
+    def __init__(
+        self, client: Client, ids: Sequence[str], after: int | str, returns: ValueType | None = None
+    ) -> None:
         self.ids = list(ids)
         self._client = client
+        self._returns = returns  # what the task's annotation says of the results
         self._after = after
         self._open = set(self.ids)
         self._ended: dict[str, FeedItem] = {}
@@ -98,7 +102,8 @@ class JobSet:
         """The handle of one of them, always the same one."""
         job = self._jobs.get(job_id)
         if job is None:
-            job = self._jobs.setdefault(job_id, Job(self._client, job_id, entry=self._ended.get(job_id)))
+            job = Job(self._client, job_id, entry=self._ended.get(job_id), returns=self._returns)
+            job = self._jobs.setdefault(job_id, job)
         return job
 
     def _tally(self) -> dict[str, int]:
@@ -213,7 +218,7 @@ class JobSet:
         """The result of a job that has ended, or the exception that says why there is none."""
         entry = self._ended[job_id]
         if entry.state == "succeeded" and entry.result is not UNSET:
-            return entry.result
+            return entry.result if self._returns is None else self._returns.of_result(entry.result)
         if entry.state in ("failed", "cancelled"):
             return failure(job_id, entry.state, entry.error)
         try:

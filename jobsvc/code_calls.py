@@ -38,17 +38,17 @@ def payload_of(by: PickledBy, data: bytes) -> bytes:
     return msgspec.json.encode(by) + b"\n" + data
 
 
-def call_of(payload: bytes) -> bytes:
-    """The pickle of a payload."""
-    return payload.partition(b"\n")[2] if payload.startswith(_LINE_START) else payload
+def head_bytes(payload: bytes) -> int:
+    """How long the line is in front of the pickle."""
+    return payload.find(b"\n") + 1 if payload.startswith(_LINE_START) else 0
 
 
 def load_call(payload: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
     """Function, arguments and named arguments. Raises CodeNotLoaded."""
     by = None
-    if payload.startswith(_LINE_START):
-        line, _, payload = payload.partition(b"\n")
-        by = msgspec.json.decode(line, type=PickledBy)
+    if head := head_bytes(payload):
+        by = msgspec.json.decode(payload[:head], type=PickledBy)
+        payload = payload[head:]
         if difference := _difference(by):
             raise CodeNotLoaded(difference)
     try:

@@ -20,7 +20,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -54,9 +54,6 @@ CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
 IDS_SHOWN = 5
 
 _reply_decoder: msgspec.msgpack.Decoder[c.Reply] = msgspec.msgpack.Decoder(c.Reply)
-
-
-Later: TypeAlias = Callable[[float], float]
 
 
 class Limits(NamedTuple):
@@ -235,15 +232,8 @@ class Settlement(NamedTuple):
     stale: list[tuple[bytes, int]]
 
 
-def settle(
-    state: QueueState, worker: str, node: str, finished: list[Finished], later: Later | None = None
-) -> Settlement:
-    """Accept each ended attempt from the worker that holds its lease, once; refuse the others.
-
-    `later` says what log time will be in so many seconds; without it, log time goes on as fast as any.
-    """
-    if later is None:
-        later = state.log_time.__add__
+def settle(state: QueueState, worker: str, node: str, finished: list[Finished]) -> Settlement:
+    """Accept each ended attempt from the worker that holds its lease, once; refuse the others."""
     accepted: list[Finished] = []
     changes: list[Change] = []
     run_ats: list[float | None] = []
@@ -256,7 +246,7 @@ def settle(
             stale.append((each.job_id, each.attempt))
             continue
         seen.add(each.job_id)
-        change, run_at = _after(state, job, each, later)
+        change, run_at = _after(state, job, each)
         accepted.append(each)
         changes.append(change)
         run_ats.append(run_at)
@@ -265,7 +255,15 @@ def settle(
     return Settlement([AttemptsEnded(worker, node, accepted, changes, run_ats)], stale)
 
 
-def _after(state: QueueState, job: Job, finished: Finished, later: Later) -> tuple[Change, float | None]:
+def settle_as_failed(state: QueueState, worker: str, node: str, finished: Finished) -> Settlement:
+    """The same for one attempt that nothing else can be decided of: its job fails."""
+    job = state.leases.get(worker, {}).get(finished.job_id)
+    if job is None or job.attempt != finished.attempt:
+        return Settlement([], [(finished.job_id, finished.attempt)])
+    return Settlement([AttemptsEnded(worker, node, [finished], [Change.FAIL], [None])], [])
+
+
+def _after(state: QueueState, job: Job, finished: Finished) -> tuple[Change, float | None]:
     """Where a running job goes when its attempt ends like this."""
     outcome = finished.outcome
     if outcome is Outcome.SUCCEEDED:
@@ -274,7 +272,9 @@ def _after(state: QueueState, job: Job, finished: Finished, later: Later) -> tup
     if outcome is Outcome.CANCELLED or (lease is not None and lease.cancel_requested):
         return Change.CANCEL, None
     if outcome is Outcome.RELEASED and finished.error is not None and finished.error.type == TASK_UNKNOWN:
-        return Change.RETRY_LATER, later(min(2.0 ** min(job.attempt, 60), UNKNOWN_PAUSE_SECONDS_MAX))
+        return Change.RETRY_LATER, state.log_time + min(
+            2.0 ** min(job.attempt, 60), UNKNOWN_PAUSE_SECONDS_MAX
+        )
     if outcome is Outcome.RELEASED:
         return Change.GIVE_BACK, None
     if finished.final:
@@ -292,7 +292,7 @@ def _after(state: QueueState, job: Job, finished: Finished, later: Later) -> tup
     )
     if delay <= 0:
         return Change.GIVE_BACK, None
-    return Change.RETRY_LATER, later(delay)
+    return Change.RETRY_LATER, state.log_time + delay
 
 
 def backoff_seconds(job_id: bytes, attempt: int, failures: int, base: float, cap: float) -> float:

@@ -4,8 +4,9 @@ This is the hot path of a batch, so it is one pass: `msgspec` checks types and b
 arguments stay the bytes that they came as, and jobs with the same options share one `JobOptions`, which is
 checked once.
 
-Arguments are put into the payload as they were received. They are looked into once, to refuse now what the
-worker could not read later (a number out of range, bytes that are not UTF-8), unless they are very large.
+Arguments are put into the payload as they were received. They are read once by the task's annotations, to
+refuse now what it could not be called with: a number out of range, a wrong type, an argument too many. Those
+that are very large are read by the worker alone.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import datetime
 import json
 import math
 import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw
 
+from .code_calls import BYTECODE, PYTHON, PickledBy, payload_of
 from .errors import InvalidRequest, Refusal, Refused
 from .http_errors import InvalidItem, RefusedItem, cut
 from .jobs import HASH_TASK, JobOptions, NewJob
 from .settings import MIB, Settings
+from .signatures import TaskSignature
 from .tasks import CODE_REFUSED, Registry, TaskDefinition, is_name
 
 NAME_LENGTH_MAX = 128  # of a queue or a batch
@@ -57,6 +59,10 @@ class CallRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     pickle: Annotated[bytes, Meta(min_length=1, description="cloudpickle's of (function, args, kwargs)")]
     python: Annotated[str, Meta(max_length=20, description="that pickled it: 3.11, for example")]
+    bytecode: Annotated[int, Meta(ge=0, le=65_535, description="of that Python: its magic number")] | None = (
+        None
+    )
+    cloudpickle: Annotated[str, Meta(max_length=40, description="its version")] | None = None
 
 
 class JobRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -93,7 +99,6 @@ class NewJobs(NamedTuple):
 
 
 RAW_OPTIONS = frozenset(JobRequest.__struct_fields__) - {"args", "call"}
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # bytecode of another one may crash
 
 _one = msgspec.json.Decoder(JobRequest)
 _many = msgspec.json.Decoder(list[JobRequest])
@@ -116,7 +121,8 @@ class JobReader:
     def one(self, body: bytes) -> NewJobs:
         """The job of a JSON body. Raises InvalidRequest, Refused."""
         request = _decoded(lambda: _one.decode(body))
-        return NewJobs([self._options(request)], [self._job(request, 0)], _delays([request]))
+        options, job = self._options(request), self._job(request, 0, self._signature(request))
+        return NewJobs([options], [job], _delays([request]))
 
     def many(self, body: bytes, is_lines: bool) -> NewJobs:
         """The jobs of an array or of lines; errors name the item. Raises InvalidRequest, Refused."""
@@ -126,6 +132,7 @@ class JobReader:
         if len(requests) > self._settings.batch_jobs_max:
             raise self._too_many()
         options: list[JobOptions] = []
+        signatures: list[TaskSignature | None] = []
         places: dict[tuple[object, ...], int] = {}
         jobs: list[NewJob] = []
         try:
@@ -135,7 +142,8 @@ class JobReader:
                 if place is None:
                     place = places[key] = len(options)
                     options.append(self._options(request))
-                jobs.append(self._job(request, place))
+                    signatures.append(self._signature(request))
+                jobs.append(self._job(request, place, signatures[place]))
         except InvalidRequest as error:
             raise InvalidItem(error.detail, error.field, len(jobs)) from error
         except Refused as error:
@@ -155,7 +163,10 @@ class JobReader:
             raise _invalid(error) from error
         _check_finite(request)
         options = msgspec.structs.replace(self._options(request), content="raw")
-        job = NewJob(self._new_id(), 0, kwargs + b"\n" + body, self._run_at(request))
+        payload = kwargs + b"\n" + body
+        if len(payload) <= CHECKED_BYTES_MAX and (signature := self._signature(request)) is not None:
+            _check_arguments(signature, "raw", payload)
+        job = NewJob(self._new_id(), 0, payload, self._run_at(request))
         return NewJobs([options], [job], _delays([request]))
 
     def hash_job(self, iterations: int, body: bytes) -> NewJobs:
@@ -198,22 +209,24 @@ class JobReader:
 
     # --- one job ---
 
-    def _job(self, request: JobRequest, place: int) -> NewJob:
+    def _signature(self, request: JobRequest) -> TaskSignature | None:
+        """What the task takes, if it is known here."""
+        definition = None if request.call is not None else self._registry.get(request.task)
+        return None if definition is None else definition.signature
+
+    def _job(self, request: JobRequest, place: int, signature: TaskSignature | None) -> NewJob:
         args, kwargs = bytes(request.args), bytes(request.kwargs)
         if request.call is not None:
             if (args, kwargs) != (b"[]", b"{}"):
                 raise InvalidRequest("has its arguments in itself: leave out args and kwargs", "call")
-            return NewJob(self._new_id(), place, request.call.pickle, self._run_at(request))
+            return NewJob(self._new_id(), place, _payload(request.call), self._run_at(request))
         if args[0] != 0x5B:
             raise InvalidRequest("must be an array", "args")
         if kwargs[0] != 0x7B:
             raise InvalidRequest("must be an object", "kwargs")
         payload = b'{"args":%b,"kwargs":%b}' % (args, kwargs)
-        if len(payload) <= CHECKED_BYTES_MAX:
-            try:
-                msgspec.json.decode(payload)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise InvalidRequest(cut(f"cannot be read: {error}"), _which(args)) from error
+        if len(payload) <= CHECKED_BYTES_MAX and signature is not None:
+            _check_arguments(signature, "json", payload, args)
         run_at = None if request.run_at is None else self._run_at(request)
         return NewJob(self._new_id(), place, payload, run_at)
 
@@ -244,6 +257,8 @@ class JobReader:
         if call.python != PYTHON:
             detail = f"code of Python {cut(call.python, 20)!r} cannot run on {PYTHON}"
             raise InvalidRequest(detail, "call.python")
+        if call.bytecode not in (None, BYTECODE):
+            raise InvalidRequest(f"bytecode {call.bytecode} cannot run here: {BYTECODE}", "call.bytecode")
         if request.task in self._registry or not is_name(request.task):
             raise InvalidRequest("code needs a name of its own, without spaces", "task")
         return TaskDefinition(function=_by_value, name=request.task)
@@ -306,6 +321,10 @@ def _check_finite(request: JobRequest) -> None:
 _SECONDS = [name for name in JobRequest.__struct_fields__ if name.endswith("_seconds")]
 
 
+def _payload(call: CallRequest) -> bytes:
+    return payload_of(PickledBy(call.python, call.bytecode, call.cloudpickle), call.pickle)
+
+
 def _delays(requests: list[JobRequest]) -> list[tuple[int, float]]:
     return [(place, each.delay_seconds) for place, each in enumerate(requests) if each.delay_seconds]
 
@@ -331,9 +350,18 @@ def _options_key(request: JobRequest) -> tuple[object, ...]:
         request.backoff_base_seconds,
         request.backoff_cap_seconds,
         request.batch,
-        None if request.call is None else request.call.python,
+        None if request.call is None else (request.call.python, request.call.bytecode),
         None if labels is None else tuple(labels.items()),
     )
+
+
+def _check_arguments(signature: TaskSignature, content: str, payload: bytes, args: bytes = b"[]") -> None:
+    """Refuse now what the task could not be called with."""
+    try:
+        signature.read(content, payload)
+    except InvalidRequest as error:
+        field = error.field if error.field != "args" else _which(args)
+        raise InvalidRequest(cut(error.detail), field) from error
 
 
 def _which(args: bytes) -> str:

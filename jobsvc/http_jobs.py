@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from . import commands as c
+from .code_calls import head_bytes
 from .errors import InvalidRequest, Refusal, Refused
 from .gateway import Gateway, expect
 from .http_errors import problem
@@ -51,6 +52,14 @@ PULL_MAX = 1_000
 SEQ_MAX = 10**18
 SAFE_BYTES = {"Content-Disposition": "attachment", "Content-Security-Policy": "sandbox"}
 _LIST_PARAMETERS = frozenset({"state", "queue", "task", "batch", "failure", "cursor", "limit"})
+
+
+def _named_arguments(payload: bytes) -> int:
+    return payload.find(b"\n") + 1
+
+
+# how much of a payload is ours, and not the caller's, by its content
+_LINES: dict[str, Callable[[bytes], int]] = {"raw": _named_arguments, "pickle": head_bytes}
 
 
 def json_response(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -152,19 +161,18 @@ class JobRoutes:
         headers = {"Content-Type": content_type(found.content)}
         if found.content != "json":
             headers |= SAFE_BYTES
-        if found.content != "raw":
-            if isinstance(payload, bytes):
-                return Response(payload, 200, headers)
-            return await self._stream(payload, headers)
+        line_of = _LINES.get(found.content)
         if isinstance(payload, bytes):
-            return Response(payload.partition(b"\n")[2], 200, headers)
-        return await self._stream(payload, headers, skip_line=True)
+            return Response(payload[0 if line_of is None else line_of(payload) :], 200, headers)
+        return await self._stream(payload, headers, line_of)
 
-    async def _stream(self, ref: BlobRef, headers: dict[str, str], skip_line: bool = False) -> Response:
+    async def _stream(
+        self, ref: BlobRef, headers: dict[str, str], line_of: Callable[[bytes], int] | None = None
+    ) -> Response:
         """An object's bytes. Begins when the first ones are at hand, so that a missing object is an error."""
         pieces = self._gateway.stream_blob(ref)
         first = await anext(pieces, b"")
-        skipped = first.find(b"\n") + 1 if skip_line else 0
+        skipped = 0 if line_of is None else line_of(first)
 
         async def rest() -> AsyncIterator[bytes]:
             async with aclosing(pieces):

@@ -150,7 +150,6 @@ class Leader:
         """A worker is gone: give back what it held, and try until that is done."""
         if worker in self._losing:
             return
-        self._losing.add(worker)
 
         async def lose() -> None:
             try:
@@ -159,6 +158,7 @@ class Leader:
                 self._losing.discard(worker)
 
         self.begin(lose(), f"loss of {worker}")
+        self._losing.add(worker)
 
     def _side_task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -182,7 +182,7 @@ class Leader:
             self._end(error)
             raise
         if self.state.feed.next_place != finished_before:
-            self.bulkheads.call("metrics", self._count_finished, finished_before)
+            self.bulkheads.count(self._count_finished, finished_before)
             self._finish_grew.set()
             self._finish_grew = asyncio.Event()
             self.bulkheads.call("retirement", self._retirement.look)
@@ -201,14 +201,14 @@ class Leader:
 
     async def flight(self, requests: list[c.Request], puts: int = 0) -> list[c.Reply]:
         """Answer one flight. Returns when every answer is durable."""
-        self.commits.note_puts(puts)
+        self.bulkheads.call("pace", self.commits.note_puts, puts)
         replies: list[c.Reply] = []
         try:
             for request in requests:
                 replies.append(self._answer(request))
         except EventNotApplied as error:
             return _after_the_end(requests, len(replies), error)
-        self.leasing.serve_waiting()
+        self.bulkheads.call("leasing", self.leasing.serve_waiting)
         self.commits.hurry()
         await self._settled_with(*replies)
         return replies
@@ -220,8 +220,9 @@ class Leader:
             if not isinstance(request, c.Command):
                 return self.read(request)
             self.commits.stamp()
-            if isinstance(request, c.Enqueue):
-                self.commits.clock.date(request)
+            clock = self.commits.clock
+            if isinstance(request, c.Enqueue) and (request.delays or not clock.is_in_step):
+                clock.date(request)
             decision = decisions.decide(self.state, request, self._limits)
         except ENDS_ALL:
             raise
@@ -229,7 +230,7 @@ class Leader:
             self.bulkheads.failed("request", error, kind)
             return Refusal("internal", f"{kind} met a defect in the service: {said(error)}")
         self.apply_events(decision.events)
-        self.bulkheads.call("metrics", self.tallies.command, request, decision.answer)
+        self.bulkheads.count(self.tallies.command, request, decision.answer)
         if isinstance(decision.answer, Refusal):
             self.bulkheads.call("retirement", self._make_room, request, decision.answer)
         for event in decision.events:
@@ -289,7 +290,7 @@ class Leader:
             worker = self.registry.known(report.worker, report.pool, self._loop.time())
         worker.wake()  # a newer call ends an older one
         worker.note(report, self._loop.time())
-        self.commits.note_puts(report.puts)
+        self.bulkheads.call("pace", self.commits.note_puts, report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
         self.registry.opens_poll(worker, mine)
         try:
@@ -316,7 +317,7 @@ class Leader:
         if not report.finished:
             return []
         stale = self.settling.settle(report.worker, report.node, report.finished)
-        self.leasing.serve_waiting(but=report.worker)
+        self.bulkheads.call("leasing", self.leasing.serve_waiting, report.worker)
         return stale
 
     def _measure(self, report: WorkerReport) -> None:
@@ -325,10 +326,11 @@ class Leader:
 
     def _no_orders(self) -> WorkerOrders:
         settings = self._settings
-        interval = worker_interval_seconds(settings.record_interval_seconds, len(self.registry.workers))
-        return WorkerOrders(
-            lease_seconds=settings.lease_seconds, put_interval_seconds=interval, epoch=self.commits.epoch
-        )
+        orders = WorkerOrders(lease_seconds=settings.lease_seconds, epoch=self.commits.epoch)
+        with self.bulkheads.alone("pace"):
+            workers = len(self.registry.workers)
+            orders.put_interval_seconds = worker_interval_seconds(settings.record_interval_seconds, workers)
+        return orders
 
     def _orders(self, worker: KnownWorker, report: WorkerReport) -> WorkerOrders:
         """Leases that the worker does not name, and what it must stop."""
@@ -365,7 +367,9 @@ class Leader:
             return
         worker.being_lost = True
         try:
-            await self.settling.lose(worker, self.leasing.serve_waiting)
+            keys = await self.settling.lose(worker)
+            self.leasing.serve_waiting()
+            await self.settling.forget_outbox(keys)
         finally:
             worker.being_lost = False
 

@@ -80,7 +80,7 @@ class Leasing:
         worker.idle_since = None
         if worker.running is None:
             worker.running = (leased.ids[0], jobs[0].attempt)
-        self._bulkheads.call("metrics", self._tallies.leased, jobs)
+        self._bulkheads.count(self._tallies.leased, jobs)
         return jobs
 
     def _ready_for(self, pool: str, workers: list[KnownWorker]) -> int:

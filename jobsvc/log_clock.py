@@ -24,9 +24,10 @@ does; a time of the clock, into what log time will be then (`at_wall`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .commands import Enqueue
+from .events import AttemptsEnded, Event
 
 SPEED_MIN = 0.5
 SPEED_MAX = 2.0
@@ -42,7 +43,7 @@ class LogClock:
         self._log_time = 0.0  # as it was
         self._at = 0.0  # at this monotonic time
         self._counts = False  # since a leader was heard, or this is one
-        self._is_in_step = False  # with this machine's clock
+        self.is_in_step = False  # with this machine's clock
 
     def read(self, log_time: float) -> None:
         """A record of the past: nobody knows how long ago it was written."""
@@ -81,7 +82,7 @@ class LogClock:
         """The same, as the time of a record: from here it goes on."""
         log_time = self._in(0.0)
         self._log_time, self._at = log_time, self._clock()
-        self._is_in_step = abs(log_time - self.wall()) < IN_STEP_SECONDS
+        self.is_in_step = abs(log_time - self.wall()) < IN_STEP_SECONDS
         return log_time
 
     def after(self, seconds: float) -> float:
@@ -105,12 +106,18 @@ class LogClock:
 
     def date(self, command: Enqueue) -> None:
         """Turn the times of a command, as callers say them, into log time."""
-        if not self._is_in_step:
+        if not self.is_in_step:
             for job in command.jobs:
                 if job.run_at is not None:
                     job.run_at = self.at_wall(job.run_at)
         for place, seconds in command.delays:
             command.jobs[place].run_at = self.after(seconds)
+
+    def date_backoffs(self, events: Sequence[Event], decided_at: float) -> None:
+        """Make pauses that were decided in log time as long as they say, however fast it goes."""
+        for event in events:
+            if isinstance(event, AttemptsEnded):
+                event.run_ats = [each and self.after(each - decided_at) for each in event.run_ats]
 
     @property
     def ahead_seconds(self) -> float | None:

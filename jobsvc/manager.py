@@ -34,7 +34,7 @@ import msgspec
 
 from . import commands as c
 from . import queue_snapshot
-from .bulkheads import Bulkheads, said
+from .bulkheads import ENDS_ALL, Bulkheads, said
 from .commit_loop import Peer, not_applied
 from .errors import EventNotApplied, Fatal, Unavailable
 from .events import decode_events
@@ -125,12 +125,18 @@ class Manager:
             try:
                 await self._recover(self._reader)
                 writer = await self._follow(self._reader)
-                await self._lead(writer)
             except StaleReader:
                 continue
             except StoreError:
                 await asyncio.sleep(0.2)
                 continue
+            except Fatal:
+                raise
+            except Exception as error:
+                # It only follows: whoever leads goes on. What it has applied may be torn, so it begins anew.
+                await asyncio.sleep(self._bulkheads.failed("following", error))
+            else:
+                await self._lead(writer)
 
     async def _insist_open(self) -> bytes:
         """J14, until the store answers: a service that starts while its store is away waits for it."""
@@ -209,8 +215,7 @@ class Manager:
                 await reader.check_stale()
                 checked_at = loop.time()
             if self._bulkheads.due("snapshot") and not is_anothers:
-                with self._bulkheads.alone("snapshot"):
-                    await self._maybe_snapshot(reader)
+                await self._maybe_snapshot(reader)
             await self._wait_for_news()
 
     async def _leader_is_silent(self) -> bool:
@@ -306,14 +311,18 @@ class Manager:
             return
         if self._snapshot is not None:
             task, self._snapshot = self._snapshot, None
-            task.result()  # a failed one is a defect, or a store that is not fit
+            task.result()  # a store that is not fit
         mark = reader.mark
         pieces: list[bytes] = []
-        for part in queue_snapshot.parts(self.state):
-            pieces.append(part)
-            await asyncio.sleep(0)
-            if self._suspect:
-                return
+        try:
+            for part in queue_snapshot.parts(self.state):
+                pieces.append(part)
+                await asyncio.sleep(0)
+                if self._suspect:
+                    return
+        except Exception as error:
+            self._bulkheads.failed("snapshot", error)
+            return
         self._log_bytes = self._log_records = 0
         body = b"".join(pieces)
         self._snapshot = asyncio.create_task(self._write_snapshot(reader, mark, body), name="snapshot")
@@ -322,9 +331,13 @@ class Manager:
         try:
             await write_snapshot(self._store, reader.cluster_id, mark, body)
             await prune(self._store, reader.cluster_id)
-        except StoreError as error:
+        except ENDS_ALL:
+            raise
+        except Exception as error:
             # The log is kept until a snapshot is written, so this costs the next recovery time and no job.
-            _log.warning("a snapshot was not written, the next one will cover more: %s", error)
+            self._bulkheads.failed("snapshot", error)
+        else:
+            self._bulkheads.worked("snapshot")
 
     async def _drop_snapshot(self) -> None:
         if self._snapshot is not None and not self._snapshot.done():
@@ -410,9 +423,9 @@ class Manager:
         """A worker's process has died."""
         leader = self.leader
         if leader is not None:
-            leader.begin_loss(worker)
+            leader.bulkheads.call("loss of a worker", leader.begin_loss, worker)
             if self._scaler is not None:
-                self._scaler.worker_died(worker, why)
+                leader.bulkheads.call("scaler", self._scaler.worker_died, worker, why)
 
     def figures(self) -> tuple[c.ManagerStatus, c.Queues | None, c.Workers | None]:
         """For metrics: this manager, and while it leads the queues and workers."""

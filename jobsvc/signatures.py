@@ -134,6 +134,13 @@ class ValueType:
         except InvalidRequest:
             return value
 
+    def read_result(self, data: bytes) -> Any:
+        """The same of its JSON."""
+        try:
+            return self.decode(data)
+        except InvalidRequest:
+            return _decode(data)
+
     def _check_whole_number(self, data: bytes | Raw, value: float) -> None:
         """JSON's 9007199254740993 is no float: it would silently become its neighbour."""
         if abs(value) >= 2.0**53:
@@ -196,7 +203,7 @@ class TaskSignature:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.returns: ValueType | None = None
-        self._loose = True  # what it takes is not known, or a decorator may change it
+        self.loose = True  # what it takes is not known, or a decorator may change it
         self._positional: list[str] = []
         self._by_place: list[ValueType | None] = []
         self._by_name: dict[str, ValueType | None] = {}
@@ -226,7 +233,7 @@ class TaskSignature:
                 signature = inspect.signature(function)
         except Exception:  # a callable that does not tell; annotations that raise when they are looked at
             return
-        self._loose, self._takes_rest, self._takes_other = hidden, False, False
+        self.loose, self._takes_rest, self._takes_other = hidden, False, False
         self._text = f"{getattr(function, '__name__', 'the task')}{_without_types(signature)}"
         names = _names_around(function)
         for parameter in signature.parameters.values():
@@ -267,10 +274,16 @@ class TaskSignature:
     ) -> tuple[list[Raw], dict[str, Raw]]:
         """The arguments of a call as they are sent. Raises InvalidRequest with the place."""
         self.check_call(len(args), kwargs)
+        return self.encode_all(args, kwargs, place)
+
+    def encode_all(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], place: str = ""
+    ) -> tuple[list[Raw], dict[str, Raw]]:
+        """The same of a part of a call."""
         try:
             return self._encode_call(args, kwargs, place)
         except InvalidRequest:
-            if not self._loose:
+            if not self.loose:
                 raise
             return encode_call(args, kwargs, place)
 
@@ -298,7 +311,7 @@ class TaskSignature:
             if self._compares:
                 self._convert(args, kwargs)
         except InvalidRequest:
-            if not self._loose:
+            if not self.loose:
                 raise
             args, kwargs = _read_plain(content, payload)
         return args, kwargs
@@ -323,7 +336,7 @@ class TaskSignature:
 
     def check_call(self, count: int, names: Collection[str]) -> None:
         """Raise InvalidRequest if so many arguments and these names do not fit the function."""
-        if self._loose:
+        if self.loose:
             return
         if count > self._most:
             raise InvalidRequest(

@@ -6,8 +6,8 @@ and dicts whose keys are texts. One exception is documented: a tuple arrives as 
 annotation says what it is (`signatures`).
 
 msgspec encodes many such values without a word, `nan` as null and bytes as text, so its word is not taken.
-Flat values of JSON's own types are recognized by them, which is quick. Of any other, what msgspec wrote is
-read again and compared; if that differs, a walk over the value finds the place, or nothing but tuples.
+Small values of JSON's own types are recognized by their types. Of any other, what msgspec wrote is read back
+and compared; if that differs, a walk over the value finds the place, or nothing but tuples.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .errors import InvalidRequest
 
 TEXT_SHOWN = 60
 NO_BYTES = "JSON has no bytes: alone they travel as they are, and inside of something as text"
+SMALL_BYTES = 1_000  # of JSON: below it looking at each part is quicker than reading it back
 LONG_BITS = 10_000  # a number with so many may have more digits than Python reads or writes
 
 _SURE = frozenset({str, int, bool, type(None)})  # what JSON has, and loses nothing of
@@ -39,14 +40,14 @@ def encode_value(value: Any, place: str = "") -> bytes:
     """The JSON of a value that arrives equal. Raises InvalidRequest, whose field is the place inside it."""
     try:
         data = encode_json(value)
-        if type(value) in _SURE or _is_flat(value):
+        if type(value) in _SURE or (len(data) <= SMALL_BYTES and _is_plain(value)):
             return data
         arrived = _decode(data)
     except _ENCODE_ERRORS as error:
         raise _refusal(value, place, error) from error
     if not _are_equal(arrived, value):
         try:
-            if not _is_plain(value):
+            if len(data) <= SMALL_BYTES or not _is_plain(value):
                 _walk(value, place)
         except RecursionError as error:
             raise _too_deep(place) from error
@@ -58,18 +59,8 @@ def check_value(value: Any, place: str = "") -> None:
     encode_value(value, place)
 
 
-def _is_flat(value: Any) -> bool:
-    """Whether it is a finite number, or a list, tuple or dict of nothing but JSON's own simple types."""
-    kind = type(value)
-    if kind is dict:
-        return _SURE.issuperset(map(type, value.values())) and _TEXTS.issuperset(map(type, value))
-    if kind is list or kind is tuple:
-        return _SURE.issuperset(map(type, value))
-    return kind is float and value - value == 0.0
-
-
 def _is_plain(value: Any) -> bool:
-    """The same at every depth. False may also mean: look closer."""
+    """Whether it is made of JSON's own types and of tuples. False may also mean: look closer."""
     kind = type(value)
     if kind is dict:
         if not _TEXTS.issuperset(map(type, value)):
@@ -79,7 +70,10 @@ def _is_plain(value: Any) -> bool:
         members = value
     else:
         return kind in _SURE or (kind is float and value - value == 0.0)
-    return _SURE.issuperset(map(type, members)) or all(map(_is_plain, members))
+    for each in members:  # noqa: SIM110  a generator costs most of what is won here
+        if type(each) not in _SURE and not _is_plain(each):
+            return False
+    return True
 
 
 def _are_equal(arrived: Any, value: Any) -> bool:

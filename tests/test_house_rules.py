@@ -48,8 +48,8 @@ LAYERS = {
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
           http_page http_service http_streams
           http_api serve_express
-          client client_bulk client_code client_core client_feed client_http client_job client_jobs
-          client_logs client_tables bench project_tasks
+          client client_bulk client_calls client_code client_core client_feed client_http client_job
+          client_jobs client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",

@@ -366,7 +366,10 @@ def test_a_terminal_gets_a_table() -> None:
 def test_text_from_elsewhere_cannot_move_the_cursor() -> None:
     refused = jobsvc("enqueue", "no\x1b[2Jtask", code=2)
     assert "\x1b" not in refused.stderr and "task: no task is named" in refused.stderr
-    wrong = ended("jobsvc.sha512", "x", "--kwargs", '{"iterations": "\\u001b[2J\\t"}', "--max-attempts", "1")
+    for named in ('{"iterations": "\\u001b[2J\\t"}', '{"\\u001b[2J\\t": 1}'):
+        refused = jobsvc("enqueue", "jobsvc.sha512", "x", "--kwargs", named, code=2)
+        assert "\x1b" not in refused.stderr and "jobsvc: kwargs" in refused.stderr
+    wrong = ended("jobsvc.sha512", "x", "--kwargs", '{"iterations": 0}', "--max-attempts", "1")
     for words in (("job", wrong), ("jobs", "--state", "failed")):
         assert "\x1b" not in jobsvc(*words).stdout
 

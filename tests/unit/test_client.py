@@ -19,7 +19,8 @@ import pytest
 
 import jobsvc
 from jobsvc import client as client_module
-from jobsvc.client import Client, _batches, _document
+from jobsvc.client import Client, _batches
+from jobsvc.client_calls import document as job_document
 from jobsvc.client_http import find_addresses
 from jobsvc.client_jobs import FeedItem, JobSet
 from jobsvc.discovery import ServiceInfo, secret_file, write_down
@@ -160,9 +161,9 @@ def test_errors_name_what_to_fix(client: Client) -> None:
     invalid("task", lambda: client.enqueue("no.such.task"))
     invalid("priority", lambda: client.enqueue("jobsvc.echo", priority=10_000))
     invalid("priority", lambda: client.enqueue_bytes("jobsvc.echo", b"", priority=10_000))
-    invalid("args", lambda: client.enqueue("jobsvc.echo", object()))
-    invalid("args", lambda: client.enqueue("jobsvc.echo", b"bytes"))
-    invalid("kwargs", lambda: client.enqueue("jobsvc.echo", a=b"bytes"))
+    invalid("args[0]", lambda: client.enqueue("jobsvc.echo", object()))
+    invalid("args[1]", lambda: client.enqueue("jobsvc.echo", 1, b"bytes"))
+    invalid("kwargs.a", lambda: client.enqueue("jobsvc.echo", a=b"bytes"))
     invalid("task", lambda: client.enqueue(print, 1))
     invalid("batch_jobs", lambda: client.map("jobsvc.echo", [1], batch_jobs=0))
     invalid("url", lambda: Client("localhost:8000"))
@@ -205,7 +206,9 @@ def test_a_decorated_function_is_sent_by_name_with_its_options(client: Client) -
 
 
 def test_arguments_that_are_called_like_options_go_through_kwargs() -> None:
-    document = _document("t", {"priority": "mine", "timeout": 1}, {"priority": 3, "timeout": 9, "other": 2})
+    document = job_document(
+        "t", {"priority": "mine", "timeout": 1}, {"priority": 3, "timeout": 9, "other": 2}
+    )
     assert document == {
         "task": "t",
         "kwargs": {"priority": "mine", "timeout": 1, "other": 2},

@@ -161,7 +161,8 @@ def test_a_job_is_accepted_with_all_that_was_said_of_it() -> None:
 
 def test_the_tasks_own_options_hold_where_the_request_says_nothing() -> None:
     async def story(replica: Replica) -> None:
-        answer = await replica.http.post("/v1/jobs", json={"task": "images.caption", "labels": {"b": "2"}})
+        body = {"task": "images.caption", "args": ["s3://x"], "labels": {"b": "2"}}
+        answer = await replica.http.post("/v1/jobs", json=body)
         job = answer.json()
         assert (job["queue"], job["max_attempts"]) == ("images", 7)
         assert job["labels"] == {"team": "a", "b": "2"}

@@ -109,10 +109,7 @@ def test_what_contains_itself_or_is_nested_too_deeply_is_refused() -> None:
     deep: Any = 1
     for _ in range(5_000):
         deep = [deep]
-    tuples: Any = 1
-    for _ in range(900):
-        tuples = (tuples,)
-    for value in (circle, deep, tuples, {"a": circle}, math.nan):
+    for value in (circle, deep, (deep,), {"a": circle}):
         with pytest.raises(InvalidRequest, match=r"^args\[0\]"):
             encode_value(value, "args[0]")
 
