@@ -24,6 +24,7 @@ from .cli_output import JsonOption, errors_as_exit_codes, print_json, print_rows
 from .discovery import ServiceInfo, answers, find_service, run_dir_from_environment, secret_file
 from .errors import InvalidRequest, Unavailable
 from .guard_files import STARTED_BY_VARIABLE, GuardFiles, publish
+from .known_variables import complaints
 from .node_units import (
     BOOTSTRAP_CONFIG,
     BOOTSTRAP_KEY,
@@ -184,6 +185,8 @@ def cluster_settings(
     s3_endpoint_url: str | None,
 ) -> Settings:
     """Settings of a service that runs on a cluster. Raises InvalidRequest, naming what to fix."""
+    for complaint in complaints(os.environ):
+        say(complaint)
     environment = dict(os.environ)
     known = {field.name for field in msgspec.structs.fields(Settings)}
     for each in settings or ():

@@ -55,8 +55,11 @@ QueueArgument = Annotated[
 
 def _settings(data: str | None, tasks: list[str] | None, **chosen: Any) -> Settings:
     """What was said here, else JOBSVC_… variables, else pyproject.toml (tasks), else the defaults."""
+    from .known_variables import complaints
     from .project_tasks import tasks_of_project
 
+    for complaint in complaints(os.environ):
+        say(complaint)
     if not tasks and "JOBSVC_TASKS" not in os.environ:
         tasks = list(tasks_of_project())
     return from_environment(

@@ -11,6 +11,9 @@ there. So without a token
 
 Programs send no `Origin` and are not concerned. With a token no browser can be misused: it does not have it.
 
+`HEAD` is answered wherever `GET` is, as a `GET` whose body is left out, and one slash at the end of an
+address means nothing. `OPTIONS` says what an address takes; there are no CORS headers.
+
 Every answer carries `X-Request-Id`, the caller's if it is a decent one. A defect becomes a 500 problem
 document and a line in the log with that id; its details stay inside.
 """
@@ -99,6 +102,10 @@ def _is_loopback_host(host: str) -> bool:
     return parts.hostname is not None and "@" not in host and is_loopback(parts.hostname)
 
 
+class _HeadSent(ClientDisconnect):
+    """All of an answer to HEAD has been sent."""
+
+
 class OuterRim:
     """The first and last to see a request."""
 
@@ -124,13 +131,15 @@ class OuterRim:
         if scope.get("root_path"):
             scope = unmounted(scope)
         headers = Headers(scope=scope)
+        method = scope["method"]
+        scope = _as_routed(scope)
         given = headers.get("x-request-id", "")
         request_id = given if _decent_request_id(given) else self._new_request_id()
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
         status = 0
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_marks(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -141,15 +150,20 @@ class OuterRim:
                 marked.setdefault("Cache-Control", "no-store")
             await send(message)
 
+        send_marked: Send = send_with_marks
+        if method == "HEAD":
+            send_marked, receive = _without_body(send_marked, receive)
         began = time.monotonic()
         try:
-            refusal = self._access.refusal(scope["path"] or "/", scope["method"], headers)
-            if not scope["path"] and scope["method"] in SAFE_METHODS:
+            refusal = self._access.refusal(scope["path"] or "/", method, headers)
+            if not scope["path"] and method in SAFE_METHODS:
                 await redirect_to_page()(scope, receive, send_marked)
             elif refusal is None:
                 await self._app(scope, receive, send_marked)
             else:
                 await problem(Request(scope), refusal)(scope, receive, send_marked)
+        except _HeadSent:
+            pass
         except ClientDisconnect:
             state["refused"] = "disconnected"  # nobody is there to be answered; nothing was taken
         except Exception:
@@ -162,4 +176,36 @@ class OuterRim:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             seconds = time.monotonic() - began
-            self._observe(route, scope["method"], status, state.get("refused"), seconds)
+            self._observe(route, method, status, state.get("refused"), seconds)
+
+
+def _as_routed(scope: Scope) -> Scope:
+    """The request as the routes know it."""
+    path = scope["path"]
+    has_slash = path.endswith("/") and len(path.removeprefix(scope.get("root_path", ""))) > 1
+    if scope["method"] != "HEAD" and not has_slash:
+        return scope
+    scope = {**scope, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
+    if has_slash:
+        scope["path"] = path[:-1]
+        scope["raw_path"] = (scope.get("raw_path") or b"").removesuffix(b"/")
+    return scope
+
+
+def _without_body(send: Send, receive: Receive) -> tuple[Send, Receive]:
+    """For HEAD: the head of the answer goes out, and then nobody listens any more."""
+    sent = False
+
+    async def send_head(message: Message) -> None:
+        nonlocal sent
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            sent = True
+        elif message.get("more_body"):
+            raise _HeadSent  # a stream ends, as when its reader leaves
+
+    async def nothing_more() -> Message:
+        return {"type": "http.disconnect"} if sent else await receive()
+
+    return send_head, nothing_more

@@ -134,6 +134,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods_of(request))
+        if request.method == "OPTIONS":
+            return Response(None, 204, headers)
     return problem(request, Refusal(code, detail), headers)
 
 
@@ -143,7 +145,7 @@ def _methods_of(request: Request) -> list[str]:
     for route in request.app.routes:
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
             found |= route.methods or set()
-    return sorted(found)
+    return sorted(found | {"HEAD", "OPTIONS"} if "GET" in found else found | {"OPTIONS"})
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from contextlib import aclosing
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from . import commands as c
 from .errors import InvalidRequest, Refusal, Refused
@@ -34,6 +35,18 @@ LEADERLESS_PAUSE_SECONDS = 1.0
 LOG_LOOK_SECONDS = 1.0  # between two looks at a log that is being written
 TAIL_LINES_MAX = 1_000_000
 EVENT_STREAM = "text/event-stream"
+
+
+class _Events(StreamingResponse):
+    """A stream that is closed as soon as its reader has left, and not when the garbage is collected."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], headers: dict[str, str]) -> None:
+        super().__init__(events, 200, headers, EVENT_STREAM)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
 
 
 class StreamRoutes:
@@ -138,7 +151,7 @@ class StreamRoutes:
         if self.open >= STREAMS_MAX:
             raise Refused(Refusal("overloaded", f"{STREAMS_MAX} streams are open already"))
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(self._counted(events), 200, headers, EVENT_STREAM)
+        return _Events(self._counted(events), headers)
 
     async def _counted(self, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         self.open += 1

@@ -7,6 +7,7 @@ points. The access token is not a setting, so that no printout of the settings c
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -21,6 +22,18 @@ GIB = 1024 * MIB
 S3_RECORD_INTERVAL_SECONDS = 0.034
 DEFAULT_POOL = "default"
 DEFAULT_QUEUE = "default"
+VARIABLE_PREFIX = "JOBSVC_"
+_YES_OR_NO = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+_NUMBERS = {int: "a whole number", int | None: "a whole number"}
 
 
 class PoolSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,28 +168,51 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def from_environment(environment: Mapping[str, str], **chosen: Any) -> Settings:
-    """Settings from `JOBSVC_<FIELD>` variables (JSON, or plain text for text fields); `chosen` wins."""
+    """Settings from `JOBSVC_<FIELD>` variables: text, numbers and yes or no as they are, lists and objects as
+    JSON. `chosen` wins. Raises InvalidRequest, which names the variable or the setting."""
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(Settings):
-        text = environment.get(f"JOBSVC_{field.name.upper()}")
-        if text is None:
-            continue
-        if field.type in (str, str | None):
-            values[field.name] = text
-        else:
-            values[field.name] = _parsed(field.name, text)
+        text = environment.get(f"{VARIABLE_PREFIX}{field.name.upper()}")
+        if text is not None:
+            values[field.name] = _parsed(field.name, field.type, text)
     values.update({name: value for name, value in chosen.items() if value is not None})
     try:
         return msgspec.convert(msgspec.to_builtins(values), Settings)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error), "settings") from error
+        message, _, path = str(error).partition(" - at `$.")
+        raise InvalidRequest(message, path.removesuffix("`") or "settings") from error
 
 
-def _parsed(field: str, text: str) -> Any:
+def _parsed(field: str, kind: Any, text: str) -> Any:
+    """The value that a variable's text means, for a field of this type."""
+    variable = f"{VARIABLE_PREFIX}{field.upper()}"
+    choices = typing.get_args(kind)
+    if type(None) in choices and text.strip().lower() in ("", "null", "none"):
+        return None
+    if kind in (str, str | None):
+        return text
+    if typing.get_origin(kind) is Literal:
+        if text not in (*choices, *map(_quoted, choices)):
+            raise InvalidRequest(f"{variable}={text!r} is none of {', '.join(choices)}", field)
+        return text.strip('"')
+    if kind is bool and text.strip().lower() in _YES_OR_NO:
+        return _YES_OR_NO[text.strip().lower()]
+    if kind == tuple[str, ...] and not text.lstrip().startswith("["):
+        return [each for each in text.replace(",", " ").split() if each]
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"JOBSVC_{field.upper()} is not valid JSON: {error}", field) from error
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        if kind is bool:
+            raise InvalidRequest(f"{variable}={text!r} is neither true nor false", field) from error
+        if dict not in (typing.get_origin(kind), *map(typing.get_origin, choices)):
+            raise InvalidRequest(
+                f"{variable}={text!r} is not {_NUMBERS.get(kind, 'a number')}", field
+            ) from error
+        raise InvalidRequest(f"{variable} is not valid JSON: {error}", field) from error
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
 
 def encode_settings(settings: Settings) -> str:

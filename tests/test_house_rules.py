@@ -51,7 +51,7 @@ LAYERS = {
           client client_bulk client_calls client_code client_core client_feed client_http client_job
           client_jobs client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
-          imds drain_notice node_settings node_units node_watchdog head_pulse guard_evidence
+          imds drain_notice node_settings known_variables node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",
     5: """serve_app guest way_in placed service task_check start_checks doctor demo cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor

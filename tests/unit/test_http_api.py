@@ -1014,7 +1014,7 @@ def test_what_is_not_there_or_not_so_is_a_problem_document() -> None:
         is_problem(await replica.http.get("/nope"), 404, "not_found")
         answer = await replica.http.delete("/v1/jobs")
         is_problem(answer, 405, "method_not_allowed")
-        assert answer.headers["allow"] == "GET, POST"
+        assert answer.headers["allow"] == "GET, HEAD, OPTIONS, POST"
         is_problem(await replica.http.get("/v1/jobs/" + MISSING + "/nope"), 404, "not_found")
         is_problem(await replica.http.get("/v1/tasks?x=1"), 400, "invalid", "x")
 
