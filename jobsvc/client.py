@@ -25,6 +25,7 @@ for example, is a pause, not an error: see `client_http`. A client may be used b
 
 from __future__ import annotations
 
+import asyncio
 import os
 import urllib.parse
 from collections import deque
@@ -36,6 +37,7 @@ from typing import Any
 import msgspec
 
 from . import client_tables as tables
+from .client_async import LoopClient
 from .client_bulk import change_matching
 from .client_calls import BYTES, Calling, document_lines, plain_line_end
 from .client_code import goes_by_value
@@ -86,6 +88,7 @@ class Client:
         self.talks, self.run = self._connection.talks, self._connection.run
         self.request = self._connection.request
         self.stream = self._connection.stream
+        self._loops: dict[asyncio.AbstractEventLoop, LoopClient] = {}
 
     def __repr__(self) -> str:
         return f"<Client of {', '.join(self.urls)}>"
@@ -99,6 +102,17 @@ class Client:
 
     def close(self) -> None:
         self._connection.close()
+
+    async def here(self) -> LoopClient:
+        """This client in the running event loop."""
+        loop = asyncio.get_running_loop()
+        found = self._loops.get(loop)
+        if found is None or found.pid != os.getpid():
+            for each in [each for each in self._loops if each.is_closed()]:
+                self._loops.pop(each, None)
+            found = self._loops[loop] = LoopClient(self._connection)
+            await found.begin()
+        return found
 
     def __enter__(self) -> Client:
         return self

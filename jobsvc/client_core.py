@@ -139,12 +139,33 @@ class Wait:
             raise WaitTimedOut(f"{what} after {self.timeout:g} s")
 
 
-class _Deadline(NamedTuple):
-    at: float
-    is_callers: bool
+class _Deadline:
+    """When an exchange is given up: by the client's own deadline, or because the caller's time is over."""
 
-    def error(self, why: str) -> Exception:
-        return WaitTimedOut(f"nobody has answered in time: {why}") if self.is_callers else Unavailable(why)
+    def __init__(
+        self, now: float, deadline_seconds: float | None, wait_seconds: float, until: float | None
+    ) -> None:
+        self._own = math.inf if deadline_seconds is None else now + deadline_seconds
+        self._wait_seconds = wait_seconds
+        self._waited_seconds = 0.0
+        longest = math.inf if until is None else max(until + MARGIN_SECONDS, now + FAILOVER_SECONDS)
+        self._callers = longest
+
+    def left_seconds(self, now: float) -> float:
+        """For a try that begins now."""
+        return min(self._own + self._wait_seconds, self._callers) - now
+
+    def waited(self, seconds: float) -> None:
+        """A try was silent for so long. As much of that as was asked for is not the service's fault."""
+        self._waited_seconds = min(self._wait_seconds, self._waited_seconds + seconds)
+
+    def check(self, at: float, why: str) -> None:
+        """Raises Unavailable or WaitTimedOut if it will have passed by then."""
+        own = self._own + self._waited_seconds
+        if at >= self._callers and self._callers < own:
+            raise WaitTimedOut(f"nobody has answered in time: {why}")
+        if at >= own:
+            raise Unavailable(why)
 
 
 class Talks:
@@ -155,13 +176,6 @@ class Talks:
         self.deadline_seconds = checked_seconds("deadline_seconds", deadline_seconds)
         self.random = random
 
-    def _deadline(self, now: float, wait_seconds: float, until: float | None) -> _Deadline:
-        own = math.inf if self.deadline_seconds is None else now + self.deadline_seconds + wait_seconds
-        if until is None:
-            return _Deadline(own, False)
-        callers = max(until + MARGIN_SECONDS, now + FAILOVER_SECONDS)
-        return _Deadline(min(own, callers), callers < own)
-
     def exchange(
         self, request: Request, now: float, until: float | None = None
     ) -> Talk[tuple[Answer, float]]:
@@ -170,16 +184,17 @@ class Talks:
         `until` is when the caller's own time is over. Raises InvalidRequest, Refused, Unavailable,
         WaitTimedOut.
         """
-        deadline = self._deadline(now, request.wait_seconds, until)
+        deadline = _Deadline(now, self.deadline_seconds, request.wait_seconds, until)
         route = self.route
         pause, tries = PAUSE_SECONDS, 0
         while True:
             place, wait_seconds = route.place, request.wait_seconds
             if until is not None:
                 wait_seconds = min(wait_seconds, max(0.0, until - now))
-            left = max(wait_seconds + TRY_SECONDS_MIN, deadline.at - now)
+            left = max(wait_seconds + TRY_SECONDS_MIN, deadline.left_seconds(now))
             timeout = min(ANSWER_SECONDS + wait_seconds, left)
             heard = yield Send(_that_waits(request, wait_seconds), route.urls[place], timeout)
+            deadline.waited(heard.at - now)
             now, answer, retry_after = heard.at, heard.answer, 0.0
             if answer is None:
                 why = heard.failure
@@ -192,8 +207,7 @@ class Talks:
             tries += 1
             if tries % len(route.urls) == 0:
                 seconds = max(self.random.uniform(0, pause), retry_after)
-                if now + seconds >= deadline.at:
-                    raise deadline.error(f"{route.urls[place]}: {why}")
+                deadline.check(now + seconds, f"{route.urls[place]}: {why}")
                 now = (yield Pause(seconds)).at
                 pause = min(pause * 2, PAUSE_SECONDS_MAX)
 

@@ -135,6 +135,10 @@ class Connection:
                 http = self._http = self._http or httpx.Client(**self.options())
         return http
 
+    def open_async(self) -> httpx.AsyncClient:
+        """A client for one event loop."""
+        return httpx.AsyncClient(**self.options())
+
     def forked(self) -> None:
         """This is another process now. What the parent has open is left alone: not used, not shut down."""
         self._pid = os.getpid()

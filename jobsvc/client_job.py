@@ -6,7 +6,6 @@ state any more. In `async` code a job may be awaited for its result.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Generator, Iterator
@@ -20,13 +19,11 @@ from .client_core import TERMINAL_STATES, Answer, Wait, long_poll, problem_of
 from .client_feed import FeedItem
 from .client_http import LineStream
 from .client_logs import follow_logs
-from .errors import JobFailed, WaitTimedOut
+from .errors import JobFailed
 from .signatures import ValueType
 
 if TYPE_CHECKING:
     from .client import Client
-
-ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
 
 
 class Job:
@@ -85,9 +82,10 @@ class Job:
 
     def refresh(self) -> dict[str, Any]:
         """Ask the service; returns the job's document as it is now."""
-        return self._remember(self._client.get(self._path()))
+        return self._remember(self._client.get(self.path()))
 
-    def _path(self, rest: str = "") -> str:
+    def path(self, rest: str = "") -> str:
+        """Its address, or that of a part of it."""
         return self._client.path("/v1/jobs/{}", self.id) + rest
 
     @property
@@ -108,7 +106,7 @@ class Job:
         With a timeout of 0 it looks once; without one it waits for as long as it takes.
         """
         talks = self._client.talks
-        document = self._client.run(lambda now: talks.job_end(self._path(), Wait(timeout, now), now))
+        document = self._client.run(lambda now: talks.job_end(self.path(), Wait(timeout, now), now))
         return self._remember(document)
 
     def result(self, timeout: float | None = None) -> Any:
@@ -124,7 +122,7 @@ class Job:
             talks = self._client.talks
             answer = self._client.run(
                 lambda now: talks.job_result(
-                    self.id, self._path("/result"), Wait(timeout, now), now, has_ended=has_ended
+                    self.id, self.path("/result"), Wait(timeout, now), now, has_ended=has_ended
                 )
             )
             self.take_result(answer)
@@ -144,7 +142,7 @@ class Job:
 
     def look(self, seconds: float) -> None:
         """Wait until it has ended, or for a moment. Raises Unavailable if nobody answers."""
-        poll = long_poll(self._path(), seconds)
+        poll = long_poll(self.path(), seconds)
         answer = self._client.request("GET", poll.path, headers=poll.headers, wait_seconds=seconds)
         self._remember(msgspec.json.decode(answer.content))
 
@@ -153,11 +151,14 @@ class Job:
         return self._awaited().__await__()
 
     async def _awaited(self) -> Any:
-        while True:
-            try:
-                return await asyncio.to_thread(self.result, ASYNC_SLICE_SECONDS)
-            except WaitTimedOut:
-                pass  # another slice
+        while self._value is UNSET:
+            here = await self._client.here()
+            outcome = await here.outcome(self)
+            if isinstance(outcome, FeedItem):
+                self.ended(outcome)
+            else:
+                self.take_result(outcome)
+        return self._value
 
     def ended(self, entry: FeedItem) -> None:
         """The feed has told that this job has ended."""
@@ -176,7 +177,7 @@ class Job:
         return self._change("/retry")
 
     def _change(self, rest: str) -> str:
-        answer = self._client.request("POST", self._path(rest))
+        answer = self._client.request("POST", self.path(rest))
         self._value = UNSET
         return str(self._remember(msgspec.json.decode(answer.content))["state"])
 
@@ -186,7 +187,7 @@ class Job:
         """What the job has written to stdout and stderr: of the latest attempt, or of the one given."""
         chosen = {"attempt": attempt, "tail": tail}
         params = {name: value for name, value in chosen.items() if value is not None}
-        return self._client.request("GET", self._path("/logs"), params=params).text
+        return self._client.request("GET", self.path("/logs"), params=params).text
 
     def follow(self, attempt: int | None = None) -> Iterator[str]:
         """What the job writes, as it comes, until it has ended; with `attempt`, until that attempt has."""
@@ -194,7 +195,7 @@ class Job:
 
     def log_stream(self, attempt: int) -> contextlib.AbstractContextManager[LineStream]:
         """The event stream of one attempt's output, opened once."""
-        return self._client.stream(self._path("/logs"), {"attempt": attempt})
+        return self._client.stream(self.path("/logs"), {"attempt": attempt})
 
 
 def failure(job_id: str, state: str, error: Any) -> JobFailed:

@@ -8,7 +8,6 @@ may be read by `async for`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import threading
 import time
@@ -16,23 +15,25 @@ import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 from msgspec import UNSET
 
 from . import client_tables as tables
-from .client_core import TERMINAL_STATES, Wait
-from .client_feed import FeedItem
+from .client_async import LoopClient
+from .client_core import LONG_POLL_SECONDS, TERMINAL_STATES, Request, Wait
+from .client_feed import FeedItem, FeedPage
 from .client_http import patience
 from .client_job import Job, failure
-from .errors import JobsvcError, Refused, WaitTimedOut
+from .errors import JobsvcError, Refused
 from .signatures import ValueType
 
 if TYPE_CHECKING:
     from .client import Client
 
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
-ASYNC_SLICE_SECONDS = 2.0  # a thread that waits for nobody any more ends after this
 # Before the next page of the feed, so that many jobs that end fast come in few requests: a part of the time
 # that the rest of a set will take at its present pace; when all is of others, by how much there was.
 PAUSE_PART = 0.1
@@ -70,14 +71,15 @@ class JobSet:
         self._order: list[str] = []  # of those that have ended, as they did
         self._states: Counter[str] = Counter()
         self._jobs: dict[str, Job] = {}
-        self._lock = threading.Lock()  # held by the one thread that reads the feed
+        self._lock = threading.Lock()  # held by the one thread that reads the feed, for as long as that takes
+        self._taking = threading.Lock()  # held for a moment by whoever changes what is known
         self._next_read, self._read_at = 0.0, time.monotonic()
         self._asked_at: float | None = None
         _sets.add(self)
 
     def forked(self) -> None:
         """This is another process now: no other thread reads here, and none will finish what it had begun."""
-        self._lock = threading.Lock()
+        self._lock, self._taking = threading.Lock(), threading.Lock()
         given = set(self._order)
         self._order += [job_id for job_id in self._ended if job_id not in given]
         self._open = {job_id for job_id in self.ids if job_id not in self._ended}
@@ -135,10 +137,7 @@ class JobSet:
             while given < len(self._order):
                 yield self.job(self._order[given])
                 given += 1
-            with contextlib.suppress(WaitTimedOut):
-                await asyncio.to_thread(
-                    self._wait_for_more, given, Wait(ASYNC_SLICE_SECONDS, time.monotonic())
-                )
+            await self._read_in_loop(given)
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> dict[str, int]:
         """Wait until all have ended; returns the counts by state. Raises WaitTimedOut.
@@ -183,14 +182,19 @@ class JobSet:
         with self._lock:
             while not self._read_page(0.0):
                 pass  # what the feed says of their present ends must not be taken for their next ones
+            again = self._reopen()
+        self._for_each(again, self._retry)
+        return len(again)
+
+    def _reopen(self) -> list[str]:
+        with self._taking:
             again = [each for each in self._order if self._ended[each].state in ("failed", "cancelled")]
             for job_id in again:
                 self._states[self._ended.pop(job_id).state] -= 1
                 self._open.add(job_id)
             self._states = +self._states
             self._order = [each for each in self._order if each in self._ended]
-        self._for_each(again, self._retry)
-        return len(again)
+        return again
 
     def _retry(self, job_id: str) -> None:
         try:
@@ -198,8 +202,8 @@ class JobSet:
         except Refused as error:
             if error.refusal.code != "wrong_state":
                 raise
-            with self._lock:  # somebody else has put it back, and it may have ended since
-                entry = self._ask(job_id)
+            entry = self._ask(job_id)  # somebody else has put it back, and it may have ended since
+            with self._taking:
                 if entry is not None and job_id in self._open:
                     self._take(entry)
 
@@ -255,17 +259,40 @@ class JobSet:
         pause = self._next_read - time.monotonic()
         if pause > 0 and wait_seconds > 0:
             time.sleep(min(pause, wait_seconds))
-        page = self._client.feed(self._after, wait_seconds)
-        before = len(self._order)
-        for entry in page.entries:
-            if entry.id in self._open:
-                self._take(entry)
-        if page.truncated:
-            self._ask_each()
+        after = self._after
+        page = self._client.feed(after, wait_seconds)
+        ended = self._for_each(self._not_told(page), self._ask)
+        return self._take_page(page, after, ended)
+
+    async def _read_in_loop(self, known: int) -> None:
+        """The same in an event loop, if no more than `known` are known to have ended."""
+        here = await self._client.here()
+        async with here.reading(self):
+            if not self._open or len(self._order) > known:
+                return
+            await asyncio.sleep(max(0.0, self._next_read - time.monotonic()))
+            after = self._after
+            page = await here.feed(after, LONG_POLL_SECONDS)
+            ended = await here.for_each(self._not_told(page), partial(self._ask_in_loop, here))
+            self._take_page(page, after, ended)
+
+    def _not_told(self, page: FeedPage) -> list[str]:
+        """Of which jobs the feed may have told more, and does not: they are asked for by id."""
+        return sorted(self._open - {entry.id for entry in page.entries}) if page.truncated else []
+
+    def _take_page(self, page: FeedPage, after: int | str, ended: Iterable[FeedItem | None]) -> bool:
+        """Take in what was read after a place, and who has ended of those that the feed tells no more."""
         more = page.next < page.newest
-        self._plan_next_read(0 if more else len(page.entries), len(self._order) - before)
-        self._after = page.cursor or page.next
-        self._asked_at = time.time()
+        with self._taking:
+            if after != self._after:
+                return False  # another reader was faster
+            before = len(self._order)
+            for entry in (*page.entries, *ended):
+                if entry is not None and entry.id in self._open:
+                    self._take(entry)
+            self._plan_next_read(0 if more else len(page.entries), len(self._order) - before)
+            self._after = page.cursor or page.next
+            self._asked_at = time.time()
         return not more
 
     def _plan_next_read(self, entries: int, ours: int) -> None:
@@ -288,24 +315,24 @@ class JobSet:
 
     def take_documents(self, documents: Iterable[dict[str, Any]]) -> None:
         """Take in jobs as the service shows them; those that have not ended stay open."""
-        for document in documents:
-            if document["id"] in self._open and document["state"] in TERMINAL_STATES:
-                self._take(_item(document))
-
-    def _ask_each(self) -> None:
-        """The feed has forgotten a part of what is waited for: ask for those jobs by id."""
-        for entry in self._for_each(sorted(self._open), self._ask):
-            if entry is not None:
-                self._take(entry)
+        with self._taking:
+            for entry in map(_item, documents):
+                if entry is not None and entry.id in self._open:
+                    self._take(entry)
 
     def _ask(self, job_id: str) -> FeedItem | None:
+        """A job of which the feed may tell no more, if it has ended."""
         try:
-            document = Job(self._client, job_id).refresh()
+            return _item(Job(self._client, job_id).refresh())
         except Refused as error:
-            if error.refusal.code not in ("unknown_job", "expired_job"):
-                raise
-            return FeedItem(0, job_id, EXPIRED, "")
-        return _item(document) if document["state"] in TERMINAL_STATES else None
+            return _expired(job_id, error)
+
+    async def _ask_in_loop(self, here: LoopClient, job_id: str) -> FeedItem | None:
+        try:
+            answer = await here.request(Request("GET", Job(self._client, job_id).path()))
+        except Refused as error:
+            return _expired(job_id, error)
+        return _item(msgspec.json.decode(answer.content))
 
 
 _sets: weakref.WeakSet[JobSet] = weakref.WeakSet()
@@ -319,9 +346,18 @@ def _all_forked() -> None:
 os.register_at_fork(after_in_child=_all_forked)
 
 
-def _item(document: dict[str, Any]) -> FeedItem:
-    """A job's document as the feed would have told it."""
+def _item(document: dict[str, Any]) -> FeedItem | None:
+    """A job's document as the feed would have told it; None if it has not ended."""
+    if document["state"] not in TERMINAL_STATES:
+        return None
     value = (document["result"] or {}).get("value", UNSET)
     return FeedItem(
         0, document["id"], document["state"], document["task"], error=document["error"], result=value
     )
+
+
+def _expired(job_id: str, error: Refused) -> FeedItem:
+    """What is refused because it is forgotten has ended, nobody knows how."""
+    if error.refusal.code not in ("unknown_job", "expired_job"):
+        raise error
+    return FeedItem(0, job_id, EXPIRED, "")

@@ -48,6 +48,7 @@ LAYERS = {
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
           http_page http_service http_streams
           http_api serve_express
+          client_async
           client client_bulk client_calls client_code client_core client_feed client_http client_job
           client_jobs client_logs client_tables bench project_tasks
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep

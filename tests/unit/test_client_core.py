@@ -106,12 +106,20 @@ def test_a_wait_ends_with_its_time_on_a_quiet_service(timeout: float) -> None:
         assert world.sent, "it has looked once"
 
 
+@pytest.mark.parametrize("wait_seconds", [0.0, 20.0])
 @pytest.mark.parametrize("deadline_seconds", [0.0, 5.0, 60.0])
-def test_nobody_there_is_unavailable_after_the_deadline(deadline_seconds: float) -> None:
+def test_nobody_there_is_unavailable_after_the_deadline(deadline_seconds: float, wait_seconds: float) -> None:
     world = World(lambda *_: (0.001, None), deadline_seconds=deadline_seconds)
     with pytest.raises(Unavailable, match="http://a: silence"):
-        world.run(world.talks.exchange(STATUS, 0.0))
-    assert world.now <= deadline_seconds + 0.01
+        world.run(world.talks.exchange(STATUS._replace(wait_seconds=wait_seconds), 0.0))
+    assert world.now <= deadline_seconds + 0.1
+
+
+def test_a_service_that_is_silent_has_the_wait_that_it_was_asked_for_on_top_once() -> None:
+    world = World(lambda *_: (1e9, None))
+    with pytest.raises(Unavailable):
+        world.run(world.talks.exchange(STATUS._replace(wait_seconds=20.0), 0.0))
+    assert 60.0 < world.now <= 60.0 + 20.0 + 0.2
 
 
 def test_without_a_deadline_it_is_sent_until_it_is_answered() -> None:
