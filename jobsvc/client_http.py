@@ -132,8 +132,12 @@ class Connection:
         http = self._http
         if http is None:
             with self._opening:
-                http = self._http = self._http or httpx.Client(**self.options())
+                http = self._http = self._http or self.open()
         return http
+
+    def open(self) -> httpx.Client:
+        """A client for the threads of one process."""
+        return httpx.Client(**self.options())
 
     def open_async(self) -> httpx.AsyncClient:
         """A client for one event loop."""
