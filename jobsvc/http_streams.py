@@ -122,7 +122,9 @@ class StreamRoutes:
         yield event("open", {"attempt": attempt}, None)
         while True:
             ended = attempt > 0 and (view.attempt != attempt or view.worker is None)
-            if attempt:
+            if not attempt:
+                yield b": alive\n\n"
+            else:
                 chunks, chunk = await self._gateway.read_log(view, attempt, chunk)
                 data = rest + _last_lines(b"".join(chunks), lines)
                 lines = None

@@ -41,7 +41,6 @@ class PairFinder(LeaderFinder):
     def __init__(self, pair: Pair) -> None:
         super().__init__("in this process")
         self._pair = pair
-        self.silent: set[str] = set()
         self.tries: list[str] = []
 
     async def _try(self, name: str, method: str, seconds: float, arguments: tuple[Any, ...]) -> bytes:
@@ -54,10 +53,10 @@ class PairFinder(LeaderFinder):
             call = loop.create_task(getattr(manager, method)(*arguments))
             await asyncio.wait([call, life], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             call.cancel()
-            if call.done() and name not in self.silent:
+            if call.done() and name not in self._pair.silent:
                 answer: bytes = call.result()
                 return answer
-        if name in self.silent:
+        if name in self._pair.silent:
             await asyncio.sleep(until - loop.time())
         raise Unavailable(f"{name} did not answer")
 

@@ -115,6 +115,7 @@ class Pair:
         self.peers = {"manager-a": FakePeer(self, "manager-b"), "manager-b": FakePeer(self, "manager-a")}
         self.lives = 0
         self.clock_errors: dict[str, float] = {}
+        self.silent: set[str] = set()  # killed or not, nobody is told that they do not answer
 
     def start(self, name: str) -> Manager:
         self.lives += 1

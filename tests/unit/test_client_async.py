@@ -77,14 +77,17 @@ def paused(client: Client, count: int) -> list[Job]:
 
 @pytest.mark.parametrize("beside", [0, 1, ALONE_MAX, 30, 1_000])
 def test_a_job_is_awaited_as_fast_beside_others_as_alone(client: Client, beside: int) -> None:
+    async def median_seconds() -> float:
+        """Of awaiting a job that ends at once."""
+        return sorted([await seconds_of(client.enqueue("jobsvc.echo", 1)) for _ in range(11)])[5]
+
     async def story() -> None:
+        alone = await median_seconds()
         # given others that wait for what does not end
         waiting = started(*paused(client, beside)) if beside else []
         await asyncio.sleep(0.2)
-        # when a job is awaited that ends at once
-        taken = [await seconds_of(client.enqueue("jobsvc.echo", 1)) for _ in range(11)]
-        # then that takes milliseconds
-        assert sorted(taken)[5] < 0.1
+        # then a job is awaited all the same in milliseconds
+        assert await median_seconds() < 30 * alone
         if waiting:
             await ended(waiting)
 
