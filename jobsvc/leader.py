@@ -437,7 +437,7 @@ class Leader:
         if self._failed.done():
             return "the leadership has ended"
         pause = self._loop.time() - self.commits.committed_at
-        if pause > HEALTH_SECONDS:
+        if pause > max(HEALTH_SECONDS, 2.5 * self._settings.idle_record_seconds):
             return f"nothing was committed for {pause:.0f} seconds"
         return None
 

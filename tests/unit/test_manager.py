@@ -866,3 +866,14 @@ def test_a_worker_that_was_given_up_is_replaced_though_its_process_is_still_list
         assert gone not in pair.fleet.there
 
     run(story, pools={"default": PoolSettings(max_workers=5)})
+
+
+@pytest.mark.parametrize("idle_seconds", [1.0, 4.0, 60.0])
+def test_a_leader_that_has_nothing_to_write_is_healthy(idle_seconds: float) -> None:
+    async def story(pair: Pair) -> None:
+        leader, _ = await pair.leader_and_standby()
+        for _ in range(30):
+            await asyncio.sleep(9.0)
+            assert leader.describe().problem is None
+
+    run(story, idle_record_seconds=idle_seconds)
