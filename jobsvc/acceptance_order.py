@@ -11,7 +11,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from typing import cast
 
+from .finished_groups import FinishedGroup
 from .jobs import Job
 from .segments import Segment
 
@@ -24,7 +26,7 @@ class _Run:
 
     __slots__ = ("entries", "live", "seqs")
 
-    def __init__(self, seqs: Sequence[int], entries: list[Job | None]) -> None:
+    def __init__(self, seqs: Sequence[int], entries: list[Job | FinishedGroup | None]) -> None:
         self.seqs = seqs
         self.entries = entries
         self.live = sum(entry is not None for entry in entries)
@@ -53,19 +55,27 @@ class AcceptanceOrder:
             if isinstance(block, Segment) and block.jobs is None:
                 yield block
             else:
-                yield from [entry for entry in self._run(number).entries if entry is not None]
+                run = self._run(number)
+                for seq, entry in zip(run.seqs, list(run.entries), strict=True):
+                    if type(entry) is FinishedGroup:
+                        yield entry.job_with_seq(seq)
+                    elif entry is not None:
+                        yield cast("Job", entry)
 
-    def newest_first(self, before: int) -> Iterator[Job | Segment]:
-        """What is older than `before`: jobs, and the frozen segments that begin earlier."""
+    def newest_first(self, before: int) -> Iterator[Job | Segment | tuple[FinishedGroup, int]]:
+        """What is older than `before`: jobs, rows of groups, and the frozen segments that begin earlier."""
         for number in range(bisect_left(self._firsts, before) - 1, -1, -1):
             block = self._blocks[number]
             if isinstance(block, Segment) and block.jobs is None:
                 yield block
                 continue
             run = self._run(number)
-            for entry in reversed(run.entries[: bisect_left(run.seqs, before)]):
-                if entry is not None:
-                    yield entry
+            for index in range(bisect_left(run.seqs, before) - 1, -1, -1):
+                entry = run.entries[index]
+                if type(entry) is FinishedGroup:
+                    yield entry, run.seqs[index]
+                elif entry is not None:
+                    yield cast("Job", entry)
 
     @property
     def oldest_seq(self) -> int | None:
@@ -92,6 +102,35 @@ class AcceptanceOrder:
     def _put(self, first: int, block: _Run | Segment) -> None:
         self._blocks.append(block)
         self._firsts.append(first)
+
+    def freeze_finished(self, group: FinishedGroup, seqs: list[int]) -> None:
+        """The jobs of these seqs, which ascend, are kept in a group from now on."""
+        done = 0
+        while done < len(seqs):
+            run = self._run(bisect_right(self._firsts, seqs[done]) - 1)
+            index = bisect_left(run.seqs, seqs[done])
+            last = index + bisect_right(seqs, run.seqs[-1], done) - done - 1
+            if run.seqs[last] == seqs[last - index + done]:  # mostly they are neighbours
+                run.entries[index : last + 1] = [group] * (last + 1 - index)
+                done += last + 1 - index
+            else:
+                run.entries[index] = group
+                done += 1
+
+    def retire_many(self, seqs: list[int]) -> None:
+        """The jobs of these seqs are no more."""
+        seqs.sort()
+        done = 0
+        while done < len(seqs):
+            run = self._run(bisect_right(self._firsts, seqs[done]) - 1)
+            index = bisect_left(run.seqs, seqs[done])
+            more = bisect_right(seqs, run.seqs[-1], done) - done - 1
+            if more and run.seqs[index + more] == seqs[done + more]:  # neighbours: all but the last at once
+                run.entries[index : index + more] = [None] * more
+                run.live -= more
+                done += more
+            self.retire(seqs[done])
+            done += 1
 
     def retire(self, seq: int) -> None:
         """The job of this seq is no more."""

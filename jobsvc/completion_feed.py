@@ -15,8 +15,9 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from typing import cast
 
+from .finished_groups import FinishedGroup
 from .jobs import Job
 
 REVIVED_RANGES_MAX = 10_000
@@ -74,7 +75,7 @@ class CompletionFeed:
         self.next_place = 1
         self.revived = PlaceRanges()
         self._places: array[int] = array("Q")  # ascending
-        self._jobs: list[Job | None] = []  # beside them; None: empty, and not cut out yet
+        self._jobs: list[Job | FinishedGroup | None] = []  # beside them; None: empty, and not cut out yet
         self._begin = 0  # all before this index are empty
         self._held = 0
 
@@ -83,7 +84,10 @@ class CompletionFeed:
 
     def __iter__(self) -> Iterator[Job]:
         """Its jobs, oldest completion first."""
-        return (job for job in islice(self._jobs, self._begin, None) if job is not None)
+        for index in range(self._begin, len(self._jobs)):
+            job = self._job(index)
+            if job is not None:
+                yield job
 
     @property
     def first(self) -> int:
@@ -97,11 +101,18 @@ class CompletionFeed:
 
     def job_at(self, place: int) -> Job | None:
         index = bisect_left(self._places, place)
-        return self._jobs[index] if index < len(self._places) and self._places[index] == place else None
+        return self._job(index) if index < len(self._places) and self._places[index] == place else None
+
+    def _job(self, index: int) -> Job | None:
+        """The job at an index of the lists; a copy if it is in a group."""
+        job = self._jobs[index]
+        return job.job_at(self._places[index]) if type(job) is FinishedGroup else cast("Job | None", job)
 
     def since(self, place: int) -> list[Job]:
         """The jobs at this place and after it."""
-        return [job for job in self._jobs[bisect_left(self._places, place) :] if job is not None]
+        begin = bisect_left(self._places, place)
+        found = map(self._job, range(begin, len(self._jobs)))
+        return [job for job in found if job is not None]
 
     def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[tuple[int, Job]], int]:
         """The jobs after a place, with theirs, and the place up to which these are all."""
@@ -111,7 +122,7 @@ class CompletionFeed:
         for index in range(begin, stop):
             if len(found) >= count_max:
                 return found, found[-1][0] if found else place
-            job = self._jobs[index]
+            job = self._job(index)
             if job is not None:
                 found.append((self._places[index], job))
         return found, self.newest if stop == len(self._places) else self._places[stop] - 1
@@ -128,6 +139,16 @@ class CompletionFeed:
         return found
 
     # --- changes ---
+
+    def freeze_finished(self, group: FinishedGroup, places: list[int]) -> None:
+        """The jobs at these places, which ascend, are kept in a group from now on."""
+        index, count = bisect_left(self._places, places[0]), len(places)
+        if self._places[index : index + count].tolist() == places:  # mostly they are neighbours
+            self._jobs[index : index + count] = [group] * count
+            return
+        for place in places:
+            index = bisect_left(self._places, place, index)
+            self._jobs[index] = group
 
     def append(self, job: Job) -> int:
         """A job has finished; returns its place."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .jobs import JobOptions
+from .jobs import Job, JobOptions
 
 
 class OptionsUse(msgspec.Struct):
@@ -16,6 +16,7 @@ class OptionsUse(msgspec.Struct):
 
     options: JobOptions
     jobs: int = 0
+    waiting: list[Job] | None = None  # finished ones, until there are enough for a group (`finished_groups`)
 
 
 class InternedOptions(dict[JobOptions, OptionsUse]):

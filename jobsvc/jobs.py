@@ -169,6 +169,11 @@ class Job(msgspec.Struct, gc=False):
     details: Details | None = None
 
 
+def place_of(job: Job) -> int:
+    """Its place in the completion feed; 0 for a job that has none."""
+    return job.details.finish_seq or 0 if job.details is not None else 0
+
+
 # --- between worker and leader -------------------------------------------------------------------
 
 

@@ -137,7 +137,8 @@ def restore(body: bytes) -> Iterator[QueueState]:
         yield state
     if header is not None:
         _restore_feed(state, header)
-    _restore_orders(state)
+    for _ in _restore_orders(state):
+        yield state
     yield state
 
 
@@ -238,11 +239,13 @@ def _restore_feed(state: QueueState, header: Header) -> None:
     state.feed.restore(places, header.feed_revived, header.feed_first + header.feed_length)
 
 
-def _restore_orders(state: QueueState) -> None:
+def _restore_orders(state: QueueState) -> Iterator[None]:
     """What is ordered by completion, not by acceptance; and what version 0.1 remembered for ever."""
     for queue in list(state.counts):
         forget_if_unused(state, queue)
-    for job in state.feed:
+    for number, job in enumerate(state.feed, 1):
+        if number % JOBS_PER_PART == 0:
+            yield
         assert job.details is not None and job.details.finished_at is not None
         assert job.details.finish_seq is not None
         if job.state is State.FAILED:
@@ -252,6 +255,8 @@ def _restore_orders(state: QueueState) -> None:
             heapq.heappush(state.retention, (expires_at, job.details.finish_seq, job))
         if job.options.task == HASH_TASK and awaits_pull(job):
             state.unpulled.add(job)
+        elif job.state is State.SUCCEEDED:
+            state.recent.add([job])
 
 
 def fingerprint(state: QueueState) -> bytes:
@@ -277,6 +282,9 @@ def check_invariants(state: QueueState) -> None:
         packs.add_all_of(job)
         if state.jobs.holds(job):
             _check_job(state, job)
+        elif job.state in TERMINAL:
+            place = state.jobs.place_of(job.id)
+            assert place and state.feed.job_at(place) == job, f"{job.id.hex()}: not as it is in the feed"
     for segment in state.jobs.segments:
         _check_segment(state, segment)
     assert counts == state.counts and totals == state.counts.totals, "counts disagree"

@@ -59,6 +59,7 @@ from .events import (
     QueuePaused,
 )
 from .failure_groups import FailureGroups
+from .finished_groups import FinishedGroup, RecentlyFinished
 from .interned_options import InternedOptions
 from .jobs import (
     HASH_TASK,
@@ -73,12 +74,13 @@ from .jobs import (
     NewJob,
     Outcome,
     State,
+    place_of,
 )
 from .pack_references import PackReferences
 from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
-from .segments import JobTable, neighbours
+from .segments import JobTable, neighbours, seq_of
 from .unpulled_jobs import UnpulledJobs, awaits_pull
 
 TRANSITIONS: dict[State, dict[Change, State]] = {
@@ -138,9 +140,20 @@ class QueueState:
         self.unpulled = UnpulledJobs()
         self.keys = RememberedKeys()
         self.automatic_keys = RememberedKeys()  # apart: they expire long before the others
+        self.recent = RecentlyFinished(self.options, self._freeze)
         self.packs = PackReferences()
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
+
+    def _freeze(self, jobs: list[Job]) -> None:
+        """Keep finished jobs in a group: those that are held still."""
+        held = [job for job in jobs if self.jobs.holds(job)]
+        if held:
+            held.sort(key=seq_of)
+            group = FinishedGroup(held)
+            self.jobs.freeze_finished(group)
+            self.order.freeze_finished(group, [job.seq for job in held])
+            self.feed.freeze_finished(group, sorted(map(place_of, held)))
 
     # --- reading ---
 
@@ -294,6 +307,7 @@ def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
             if finished.result is not None:
                 state.packs.add(finished.result.ref)
             _finish(state, job)
+    state.recent.add([job for job in jobs if job.state is State.SUCCEEDED])
     if not held:
         state.leases.pop(event.worker, None)
 
@@ -373,35 +387,51 @@ def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
         details = state.jobs[job_id].details
         assert details is not None
         details.pulled = True
+    state.recent.add(state.jobs.of(event.ids))
     state.unpulled.left(len(event.ids))
 
 
 def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
-    queues: dict[str, None] = {}
+    gone: dict[tuple[int, State], tuple[JobOptions, int]] = {}
+    seqs: list[int] = []
     unpulled = 0
     for job_id in event.ids:
         job = state.jobs.pop(job_id)
-        details = job.details
-        assert job.state in TERMINAL and details is not None and details.finish_seq is not None
-        state.feed.retire(details.finish_seq)
-        unpulled += job.options.task == HASH_TASK and awaits_pull(job)
-        details.pulled = True  # leaves `unpulled`
-        details.finish_seq = None  # leaves `retention`
-        state.counts.add(job.options.queue, job.state, -1)
-        queues[job.options.queue] = None
-        state.options.use(job.options, -1)
-        state.options.forget_unused([job.options])
-        state.failures.drop(job)
-        state.packs.drop_all_of(job)
-        state.order.retire(job.seq)
+        if type(job) is FinishedGroup:
+            index = job.index_of(job_id)
+            place, seq, ended = job.place(index), job.seq(index), State.SUCCEEDED
+        else:
+            assert isinstance(job, Job)
+            unpulled += job.options.task == HASH_TASK and awaits_pull(job)
+            place, seq, ended = _let_go(state, job), job.seq, job.state
+        state.feed.retire(place)
+        seqs.append(seq)
+        options = job.options
+        gone[id(options), ended] = options, gone.get((id(options), ended), (options, 0))[1] + 1
         state.retired[job_id] = None
         state.retired_order.append(job_id)
         if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
             del state.retired[state.retired_order.popleft()]
-    for queue in queues:
-        forget_if_unused(state, queue)
+    state.order.retire_many(seqs)
+    for (_, ended), (options, jobs) in gone.items():
+        state.counts.add(options.queue, ended, -jobs)
+        state.options.use(options, -jobs)
+        state.options.forget_unused([options])
+        forget_if_unused(state, options.queue)
     _drop_dead_retention(state)
     state.unpulled.left(unpulled)
+
+
+def _let_go(state: QueueState, job: Job) -> int:
+    """Take a job out of whatever else knows it; returns its place in the feed."""
+    details = job.details
+    assert job.state in TERMINAL and details is not None and details.finish_seq is not None
+    place = details.finish_seq
+    details.pulled = True  # leaves `unpulled`
+    details.finish_seq = None  # leaves `retention`
+    state.failures.drop(job)
+    state.packs.drop_all_of(job)
+    return place
 
 
 def _queue_paused(state: QueueState, event: QueuePaused) -> None:

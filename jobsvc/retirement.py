@@ -27,7 +27,7 @@ from typing import TypeVar
 from . import decisions, history_lines
 from .commit_loop import CommitLoop
 from .insistence import insist, insist_put
-from .jobs import Job, id_text
+from .jobs import Job, id_text, place_of
 from .object_store import ObjectStore
 from .queue_state import QueueState
 
@@ -127,7 +127,7 @@ class Retirement:
         chunked: list[Job] = []
         for pairs in _slices([*zip(jobs, places, strict=True)]):
             # One that was revived while its line was written stays, and gets another line when it ends again.
-            still = [job for job, place in pairs if self._state.jobs.holds(job) and place_of(job) == place]
+            still = [job for job, place in pairs if self._state.jobs.place_of(job.id) == place]
             if still:
                 self._commits.stamp()
                 event, free = decisions.retired(self._state, still)
@@ -149,11 +149,6 @@ class Retirement:
                 keys += found
         if keys:
             await insist(self._store.delete_many, keys)
-
-
-def place_of(job: Job) -> int:
-    """Its place in the feed; 0 for a job that has none."""
-    return job.details.finish_seq or 0 if job.details is not None else 0
 
 
 def _slices(items: list[Item], size: int = SLICE_JOBS) -> list[list[Item]]:

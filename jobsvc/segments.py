@@ -39,6 +39,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from .finished_groups import FinishedGroup
 from .jobs import BlobRef, Job, JobOptions, NewJob
 
 FREEZE_MIN = 32  # fewer neighbours are jobs as ever
@@ -137,7 +138,7 @@ class JobTable(Mapping[bytes, Job]):
     """All jobs by id. Subscripts and `get` give the job itself, and thaw it; `peek` may give a copy."""
 
     def __init__(self) -> None:
-        self._jobs: dict[bytes, Job] = {}
+        self._jobs: dict[bytes, Job | FinishedGroup] = {}
         self.segments: list[Segment] = []  # frozen, by first id
         self._firsts: list[bytes] = []
         self._greatest = b""  # no id in a segment is greater
@@ -156,7 +157,7 @@ class JobTable(Mapping[bytes, Job]):
     def __getitem__(self, job_id: bytes) -> Job:
         job = self._jobs.get(job_id)
         if job is not None:
-            return job
+            return job.job_of(job_id) if type(job) is FinishedGroup else cast("Job", job)
         found = self._find(job_id)
         if found is None:
             raise KeyError(job_id)
@@ -167,7 +168,7 @@ class JobTable(Mapping[bytes, Job]):
         """The job, for whoever only reads: nothing is thawed for it."""
         job = self._jobs.get(job_id)
         if job is not None:
-            return job
+            return job.job_of(job_id) if type(job) is FinishedGroup else cast("Job", job)
         found = self._find(job_id)
         if found is None:
             return None
@@ -175,9 +176,9 @@ class JobTable(Mapping[bytes, Job]):
         return segment.between(segment.seq + place, segment.seq + place + 1)[0]
 
     def of(self, ids: list[bytes]) -> list[Job]:
-        """The jobs themselves; KeyError if one is missing."""
+        """The jobs themselves, which have not ended; KeyError if one is missing."""
         try:
-            return list(map(self._jobs.__getitem__, ids))
+            return cast("list[Job]", list(map(self._jobs.__getitem__, ids)))
         except KeyError:
             return [self[job_id] for job_id in ids]
 
@@ -195,17 +196,28 @@ class JobTable(Mapping[bytes, Job]):
         return known + sum(sum(map(set(segment.each_id()).__contains__, ids)) for segment in near)
 
     def holds(self, job: Job) -> bool:
-        """Whether this very object is in the table: one that was retired is not."""
+        """Whether this very object is in the table: one that was retired is not, and no copy."""
         return self._jobs.get(job.id) is job
+
+    def place_of(self, job_id: bytes) -> int | None:
+        """The place in the feed of a job that has ended."""
+        job = self._jobs.get(job_id)
+        if type(job) is FinishedGroup:
+            return job.place(job.index_of(job_id))
+        return job.details.finish_seq if isinstance(job, Job) and job.details is not None else None
 
     # --- changing ---
 
     def __setitem__(self, job_id: bytes, job: Job) -> None:
         self._jobs[job_id] = job
 
-    def pop(self, job_id: bytes) -> Job:
-        """Take out a job that has ended: it is in no frozen segment."""
+    def pop(self, job_id: bytes) -> Job | FinishedGroup:
+        """Take out a job that has ended, or one row of a group: it is in no frozen segment."""
         return self._jobs.pop(job_id)
+
+    def freeze_finished(self, group: FinishedGroup) -> None:
+        """These jobs are kept in a group from now on."""
+        self._jobs.update(zip(group.ids, repeat(group)))
 
     def freeze_new(
         self, new: list[NewJob], options: JobOptions, seq: int, created_at: float

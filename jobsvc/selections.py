@@ -17,6 +17,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from .commands import Selection
+from .finished_groups import FinishedGroup
 from .jobs import TERMINAL, Job, State
 from .queue_state import QueueState
 from .segments import Segment
@@ -55,6 +56,8 @@ def next_slice(
     cursor = state.next_seq if before is None else before
     found: list[Job] = []
     others = 0
+    last: FinishedGroup | None = None
+    fits = False
     for entry in islice(state.order.newest_first(cursor), SCAN_MAX):
         room = limit - len(found) - others
         if room <= 0:
@@ -68,11 +71,24 @@ def next_slice(
                 found += reversed(entry.between(copied, stop))
                 others += copied - cursor
             continue
+        if isinstance(entry, tuple):
+            of, cursor = entry
+            if of is not last:
+                last, fits = of, group is None and _fits(of, where, suits)
+            if fits:
+                found.append(of.job_with_seq(cursor))
+            continue
         cursor = entry.seq
         if (group is None or entry.id in group) and matches(entry, where) and (suits is None or suits(entry)):
             found.append(entry)
     oldest = state.order.oldest_seq
     return Slice(found, cursor if oldest is not None and oldest < cursor else None, others)
+
+
+def _fits(group: FinishedGroup, where: Selection, suits: Callable[[Job], bool] | None) -> bool:
+    """Whether the jobs of a group match: they are alike in all that a filter asks for."""
+    like = Job(b"", group.options, b"", 0, 0.0, State.SUCCEEDED)
+    return matches(like, where) and (suits is None or suits(like))
 
 
 def _of_few(

@@ -29,8 +29,8 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings_bounds settings jobs commands events",
-    1: """segments acceptance_order unpulled_jobs ready_lanes interned_options pack_references failure_groups
-          completion_feed queue_counts remembered_keys queue_state selections
+    1: """finished_groups segments acceptance_order unpulled_jobs ready_lanes interned_options
+          pack_references failure_groups completion_feed queue_counts remembered_keys queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",

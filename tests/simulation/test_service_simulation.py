@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobsvc import segments
+from jobsvc import finished_groups, segments
 
 from .service_world import play
 
@@ -18,6 +18,8 @@ SEEDS_PER_TEST = 20
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Thousands of takeovers tell nothing in a log. And single jobs are frozen, too."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 1)
+    for name, number in (("LAG", 0), ("SOME", 1), ("GROUP_MIN", 2), ("GROUP_MAX", 3)):
+        monkeypatch.setattr(finished_groups, name, number)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -37,4 +39,5 @@ def test_one_seed_is_one_story() -> None:
 def test_nobody_can_tell_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = [play(seed).fingerprint() for seed in range(1_000, 1_010)]
     monkeypatch.setattr(segments, "FREEZE_MIN", 10**9)
+    monkeypatch.setattr(finished_groups, "LAG", 10**9)
     assert [play(seed).fingerprint() for seed in range(1_000, 1_010)] == frozen

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobsvc import commands as c
-from jobsvc import completion_feed, decisions, job_views, queue_snapshot, queue_state, ready_lanes, segments
+from jobsvc import (
+    completion_feed,
+    decisions,
+    finished_groups,
+    job_views,
+    queue_snapshot,
+    queue_state,
+    ready_lanes,
+    segments,
+)
 from jobsvc.errors import Refusal
 from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Job, JobOptions, NewJob, Outcome, Result, State
 
@@ -36,6 +45,8 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small enough for a handful of jobs to be some segments, which get into each other's way."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 2)
     monkeypatch.setattr(segments, "SEGMENT_JOBS_MAX", 3)
+    for name, number in (("LAG", 0), ("SOME", 2), ("GROUP_MIN", 2), ("GROUP_MAX", 3), ("PALETTE_MAX", 2)):
+        monkeypatch.setattr(finished_groups, name, number)
     monkeypatch.setattr(segments, "OVERLAP_MAX", 0)
 
 
@@ -488,6 +499,7 @@ class QueueMachine(RuleBasedStateMachine):
         mine = queue_snapshot.fingerprint(state)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segments, "FREEZE_MIN", 99)
+            patch.setattr(finished_groups, "LAG", 9_999)
             copies = [replayed(self.world.log)]
         copies += [replayed(self.world.log), restored(state)]
         if self.snapshot is not None:

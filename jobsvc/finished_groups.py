@@ -1,0 +1,257 @@
+"""Finished jobs without an object for each: most of what a service holds, and what is seldom looked at.
+
+A job that succeeded at its first attempt, with payload and result in memory, is some 1,200 bytes as objects.
+A `FinishedGroup` keeps a few hundred of the same options in columns: what they were given and returned
+in one string, their times in arrays, and who ran them as numbers. What is left of a job is its id in the
+`JobTable`, and three references to its group, at its places in table, order and feed.
+
+Such a job never changes again but to be retired, so a group is never thawed: who asks for one of its jobs
+gets a copy. Everything else (failed, retried, with objects in the store, with a retention of its own, not
+pulled yet) stays as it was. As with segments, representation is not state: nothing that a queue decides,
+writes or tells depends on it.
+
+What has just finished is about to be asked for, so the last `LAG` jobs stay objects; those before wait until
+there are enough of their options to make a group.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from itertools import accumulate, chain, groupby
+from operator import attrgetter, itemgetter
+from typing import Generic, Protocol, TypeVar
+
+from .interned_options import InternedOptions
+from .jobs import HASH_TASK, AttemptRecord, Details, Job, Outcome, Result, State
+
+LAG = 512
+SOME = 256  # of those before the last `LAG` are looked at together
+GROUP_MIN = 64
+GROUP_MAX = 256
+PALETTE_MAX = 64
+ATTEMPT_MAX = 65_535
+
+_SUCCEEDED = State.SUCCEEDED
+Value = TypeVar("Value")
+
+_job_fields = attrgetter("id", "payload", "seq", "created_at", "attempt", "details")
+_details_fields = attrgetter("history", "finished_at", "finish_seq", "result")
+_record_fields = attrgetter("worker", "node", "started_at", "ended_at")
+_result_fields = attrgetter("content", "data")
+_first = itemgetter(0)
+
+
+class Column(Protocol[Value]):
+    """What an array, a list and the two below have in common."""
+
+    def __getitem__(self, index: int, /) -> Value: ...
+
+    def __len__(self) -> int: ...
+
+    def index(self, value: Value, /) -> int: ...
+
+
+class _Shifted:
+    """Integers that are close to each other, as differences from the smallest."""
+
+    __slots__ = ("_base", "_differences")
+
+    def __init__(self, base: int, differences: array[int]) -> None:
+        self._base = base
+        self._differences = differences
+
+    def __len__(self) -> int:
+        return len(self._differences)
+
+    def __getitem__(self, index: int) -> int:
+        return self._base + self._differences[index]
+
+    def index(self, value: int) -> int:
+        return self._differences.index(value - self._base)
+
+
+class _Palette(Generic[Value]):
+    """Values of which few are different."""
+
+    __slots__ = ("_numbers", "_values")
+
+    def __init__(self, values: list[Value], numbers: bytes) -> None:
+        self._values = values
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Value:
+        return self._values[self._numbers[index]]
+
+    def index(self, value: Value) -> int:
+        return self._numbers.index(self._values.index(value))
+
+
+def _integers(values: Sequence[int]) -> Column[int]:
+    base = min(values)
+    if max(values) - base < 1 << 32:
+        return _Shifted(base, array("I", [value - base for value in values]))
+    return array("Q", values)
+
+
+def _column(values: Sequence[Value]) -> Column[Value]:
+    different = [*dict.fromkeys(values)]
+    if len(different) > PALETTE_MAX:
+        return [*values]
+    numbers = {value: number for number, value in enumerate(different)}
+    return _Palette(different, bytes(map(numbers.__getitem__, values)))
+
+
+class FinishedGroup:
+    """Up to `GROUP_MAX` jobs in columns, by seq. Rows of retired jobs stay until the last one goes."""
+
+    __slots__ = (
+        "_attempts", "_bytes", "_created", "_ended", "_ends", "_finished", "_hint", "_places", "_runners",
+        "_seqs", "_started", "ids", "options",
+    )  # fmt: skip
+
+    def __init__(self, jobs: list[Job]) -> None:
+        """Of jobs that are all `plain`, of the same options, and in the order of their seqs."""
+        self.options = jobs[0].options
+        ids, payloads, seqs, created, attempts, details = zip(*map(_job_fields, jobs), strict=True)
+        histories, finished, places, results = zip(*map(_details_fields, details), strict=True)
+        workers, nodes, started, ended = zip(*map(_record_fields, map(_first, histories)), strict=True)
+        contents, data = zip(*map(_result_fields, results), strict=True)
+        self.ids: list[bytes] = [*ids]
+        self._seqs = _integers(seqs)
+        self._places = _integers(places)
+        self._created = _column(created)
+        self._finished = _column(finished)
+        self._started = array("d", started)
+        self._ended = array("d", ended)
+        self._attempts = array("H", attempts)
+        self._runners = _column([*zip(workers, nodes, contents, strict=True)])
+        bodies = [*chain.from_iterable(zip(payloads, data, strict=True))]
+        self._ends = array("I", accumulate(map(len, bodies)))
+        self._bytes = b"".join(bodies)
+        self._hint = 0
+
+    def index_of(self, job_id: bytes) -> int:
+        """The row of a job. They are mostly asked for one after the other."""
+        hint, ids = self._hint, self.ids
+        index = hint if hint < len(ids) and ids[hint] == job_id else ids.index(job_id)
+        self._hint = index + 1
+        return index
+
+    def seq(self, index: int) -> int:
+        return self._seqs[index]
+
+    def place(self, index: int) -> int:
+        return self._places[index]
+
+    def finished_at(self, place: int) -> float:
+        """When the job at this place of the feed ended."""
+        at: float = self._finished[self._index_at(place)]
+        return at
+
+    def _index_at(self, place: int) -> int:
+        hint, places = self._hint, self._places
+        index = hint if hint < len(places) and places[hint] == place else places.index(place)
+        self._hint = index + 1
+        return index
+
+    def job_of(self, job_id: bytes) -> Job:
+        return self.job(self.index_of(job_id))
+
+    def job_with_seq(self, seq: int) -> Job:
+        return self.job(bisect_left(self._seqs, seq))
+
+    def job_at(self, place: int) -> Job:
+        """The job at this place of the feed."""
+        return self.job(self._index_at(place))
+
+    def job(self, index: int) -> Job:
+        """A copy of a job, as it was when it was an object."""
+        worker, node, content = self._runners[index]
+        attempt = self._attempts[index]
+        ends = self._ends
+        start, middle, end = ends[2 * index - 1] if index else 0, ends[2 * index], ends[2 * index + 1]
+        record = AttemptRecord(
+            attempt, worker, node, self._started[index], self._ended[index], Outcome.SUCCEEDED
+        )
+        details = Details(
+            history=[record],
+            finished_at=self._finished[index],
+            finish_seq=self._places[index],
+            result=Result(content, self._bytes[middle:end]),
+            pulled=self.options.task == HASH_TASK,
+        )
+        return Job(
+            self.ids[index],
+            self.options,
+            self._bytes[start:middle],
+            self._seqs[index],
+            self._created[index],
+            _SUCCEEDED,
+            attempt,
+            details=details,
+        )
+
+
+def is_plain(job: Job) -> bool:
+    """Whether a group can hold all there is to know of a job that succeeded, at its only attempt.
+
+    Of a job whose history is one record, that record is its success, and it has spent nothing."""
+    details = job.details
+    if details is None or len(details.history) != 1 or type(job.payload) is not bytes:
+        return False
+    record, result = details.history[0], details.result
+    return (
+        result is not None
+        and result.data is not None
+        and not record.log_bytes
+        and record.error is None
+        and record.log is None
+        and record.number == job.attempt <= ATTEMPT_MAX
+        and not (job.failures or job.crashes or details.history_dropped)
+    )
+
+
+class RecentlyFinished:
+    """Jobs that succeeded and are objects still. `freeze` makes a group of those it is given.
+
+    Hash jobs come when they finish and when they are pulled; those that wait for it are passed over."""
+
+    def __init__(self, options: InternedOptions, freeze: Callable[[list[Job]], None]) -> None:
+        self._options = options
+        self._freeze = freeze
+        self._recent: list[Job] = []
+
+    def add(self, jobs: list[Job]) -> None:
+        """These have succeeded, or were pulled."""
+        recent = self._recent
+        recent += jobs
+        while len(recent) >= LAG + SOME:
+            self._sort_out(recent[:SOME])
+            del recent[:SOME]
+
+    def _sort_out(self, jobs: list[Job]) -> None:
+        for _, group in groupby(filter(is_plain, jobs), _options_id):
+            alike = [*group]
+            options = alike[0].options
+            if options.retention_seconds is not None:
+                continue
+            if options.task == HASH_TASK:
+                alike = [job for job in alike if job.details is not None and job.details.pulled]
+            use = self._options.get(options)
+            if use is None:
+                continue  # all retired meanwhile
+            if use.waiting is None:
+                use.waiting = []
+            use.waiting += alike
+            while len(use.waiting) >= GROUP_MIN:
+                self._freeze(use.waiting[:GROUP_MAX])
+                del use.waiting[:GROUP_MAX]
+
+
+def _options_id(job: Job) -> int:
+    return id(job.options)

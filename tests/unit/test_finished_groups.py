@@ -1,0 +1,158 @@
+"""Finished jobs in groups: lean, and to everybody the jobs that they were."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import tracemalloc
+
+import pytest
+
+from jobsvc import commands as c
+from jobsvc import decisions, finished_groups, job_views, queue_snapshot
+from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Outcome, Result, State
+
+from .queue_world import World, restored
+
+BYTES_MAX = 450
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("LAG", 0), ("SOME", 8), ("GROUP_MIN", 4), ("GROUP_MAX", 8)):
+        monkeypatch.setattr(finished_groups, name, number)
+
+
+def finish(world: World, count: int, **options: object) -> list[bytes]:
+    ids = world.enqueue(count, payload=b'{"args":["%s"]}' % (b"x" * 188), **options)  # type: ignore[arg-type]
+    world.lease("w1", count)
+    now = world.state.log_time
+    world.settle(
+        [
+            Finished(
+                job, 1, Outcome.SUCCEEDED, now + n / 1e3, now + n / 1e3 + 1e-4, Result("json", b"%d" % n)
+            )
+            for n, job in enumerate(ids)
+        ]
+    )
+    return ids
+
+
+def grouped(world: World) -> int:
+    return sum(isinstance(each, finished_groups.FinishedGroup) for each in world.state.jobs._jobs.values())
+
+
+def test_a_finished_job_takes_little_memory() -> None:
+    world = World()
+    finish(world.after(0.1), 4_000)
+    world.log.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            finish(world.after(0.1), 1_000)
+            world.log.clear()
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used / 20_000 <= BYTES_MAX
+    queue_snapshot.check_invariants(world.state)
+
+
+def test_a_state_that_was_restored_is_as_lean() -> None:
+    world = World()
+    for _ in range(10):
+        finish(world.after(0.1), 1_000)
+    other = World()
+    other.state = restored(world.state)
+    assert grouped(other) > 7_000 and grouped(world) > 7_000
+    assert queue_snapshot.fingerprint(other.state) == queue_snapshot.fingerprint(world.state)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_job_in_a_group_is_told_as_it_was() -> None:
+    # given jobs that finish in another order than they came, at several times and workers
+    lean, plain = World(), World()
+    for world in (lean, plain):
+        with pytest.MonkeyPatch.context() as patch:
+            if world is plain:
+                patch.setattr(finished_groups, "LAG", 10**6)
+            ids = world.enqueue(40, payload=b"payload")
+            for worker, some in (("w1", 10), ("w2", 20), ("w1", 10)):
+                leased = world.after(1.0).lease(worker, some)
+                world.settle([world.finished(job, Outcome.SUCCEEDED) for job in reversed(leased)], worker)
+    assert grouped(lean) == 40 and grouped(plain) == 0
+    # then every answer is the same
+    for world in (lean, plain):
+        world.check()
+    assert job_views.get_jobs(lean.state, c.GetJobs(ids)) == job_views.get_jobs(plain.state, c.GetJobs(ids))
+    for query in (c.ListJobs(), c.ListJobs(State.SUCCEEDED, limit=7), c.ListJobs(State.FAILED)):
+        assert job_views.list_jobs(lean.state, query) == job_views.list_jobs(plain.state, query)
+    feed = [job_views.read_feed(world.state, c.ReadFeed(7, limit=20)) for world in (lean, plain)]
+    assert feed[0] == feed[1] and len(feed[0].entries) == 20
+    for job in ids:
+        assert job_views.get_payload(lean.state, c.GetPayload(job)).payload == b"payload"  # type: ignore[union-attr]
+    # and commands find them ended
+    assert lean.do(c.Cancel(ids)) == plain.do(c.Cancel(ids))
+    assert lean.do(c.Retry(ids)) == plain.do(c.Retry(ids))
+    assert lean.do(c.Enqueue([], [])) == plain.do(c.Enqueue([], []))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_is_not_plain_stays_an_object() -> None:
+    world = World()
+    finish(world, 8, retention_seconds=60.0)
+    finish(world, 8, task=HASH_TASK)
+    for job in world.enqueue(8, payload=BlobRef("payloads/a", 0, 1)):
+        world.run(job)
+    for job in world.enqueue(8, max_attempts=1):
+        world.run(job, Outcome.RAISED)
+    for job in world.enqueue(8, backoff_base_seconds=0.0):
+        world.run(job, Outcome.RAISED)
+        world.run(job)
+    assert grouped(world) == 0
+    world.check()
+    # and hash jobs join when they were pulled
+    assert len(world.do(c.Pull(HASH_TASK, 8)).jobs) == 8
+    assert grouped(world) == 8
+    world.check()
+
+
+@pytest.mark.usefixtures("small")
+def test_groups_are_retired_row_by_row() -> None:
+    world = World(retained_jobs_max=100)
+    ids = [job for _ in range(10) for job in finish(world.after(0.1), 10)]
+    for keep in (99, 73, 50, 8, 1, 0):
+        world.limits = world.limits._replace(retained_jobs_max=keep)
+        world.retire()
+        world.check()
+        assert list(world.state.jobs) == ids[100 - keep :]
+        assert [job.id for job in world.state.feed] == ids[100 - keep :]
+    assert not world.state.counts and not world.state.options and not world.state.jobs._jobs
+
+
+@pytest.mark.usefixtures("small")
+def test_jobs_that_are_retired_before_they_are_grouped_leave_nothing() -> None:
+    world = World(retained_jobs_max=0)
+    for number in range(50):
+        finish(world, 3, batch=f"b{number}")
+        world.retire()
+    assert not world.state.options and not world.state.jobs._jobs
+    world.check()
+
+
+def test_a_group_that_is_far_apart_in_time_and_place_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("LAG", 0), ("SOME", 2), ("GROUP_MIN", 2), ("PALETTE_MAX", 1)):
+        monkeypatch.setattr(finished_groups, name, number)
+    world = World()
+    [first] = world.enqueue()
+    world.run(first)
+    world.state.next_seq += 1 << 40
+    [second] = world.after(1e7).enqueue()
+    world.run(second)
+    assert grouped(world) == 2
+    seqs = [world.job(job).seq for job in (first, second)]
+    assert seqs == [1, 2 + (1 << 40)]
+    assert [world.job(job).created_at for job in (first, second)] == [1e6, 1.1e7]
+    assert list(itertools.chain(decisions.retire(world.state, world.limits._replace(retained_jobs_max=0))))
