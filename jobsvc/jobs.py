@@ -30,7 +30,7 @@ HASH_TASK = "jobsvc.sha512"  # the old system's one job; `POST /pullCompleted` h
 
 
 class State(enum.Enum):
-    """The states of a job. `queue_state.TRANSITIONS` says how it moves between them."""
+    """The states of a job. `transitions.TRANSITIONS` says how it moves between them."""
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"

@@ -42,7 +42,6 @@ from typing import Any
 from .acceptance_order import AcceptanceOrder
 from .commands import AUTOMATIC_KEY_PREFIX
 from .completion_feed import CompletionFeed
-from .errors import JobsvcError
 from .events import (
     AttemptsEnded,
     Change,
@@ -81,28 +80,8 @@ from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
 from .segments import JobTable, neighbours, seq_of
+from .transitions import TRANSITIONS, IllegalTransition
 from .unpulled_jobs import UnpulledJobs, awaits_pull
-
-TRANSITIONS: dict[State, dict[Change, State]] = {
-    State.SCHEDULED: {
-        Change.PROMOTE: State.QUEUED,
-        Change.CANCEL: State.CANCELLED,
-    },
-    State.QUEUED: {
-        Change.LEASE: State.RUNNING,
-        Change.CANCEL: State.CANCELLED,
-    },
-    State.RUNNING: {
-        Change.SUCCEED: State.SUCCEEDED,
-        Change.FAIL: State.FAILED,
-        Change.RETRY_LATER: State.SCHEDULED,
-        Change.GIVE_BACK: State.QUEUED,
-        Change.CANCEL: State.CANCELLED,
-    },
-    State.SUCCEEDED: {},
-    State.FAILED: {Change.REVIVE: State.QUEUED},
-    State.CANCELLED: {Change.REVIVE: State.QUEUED},
-}
 
 RETIRED_REMEMBERED_MAX = 100_000  # ids that still answer "expired" instead of "never existed"
 JUMP_SECONDS_MIN = 60.0  # less is a restart
@@ -111,10 +90,6 @@ AGES_REST_SECONDS = 3_600.0
 HISTORY_MAX = 20  # attempts kept in detail for one job; the first is kept, the oldest others go
 _CHARGED = frozenset({Outcome.RAISED, Outcome.TIMED_OUT, Outcome.CRASHED, Outcome.LOST})
 _CRASHES = frozenset({Outcome.CRASHED, Outcome.LOST})
-
-
-class IllegalTransition(JobsvcError):
-    """An event asked for a move that the table does not have: a defect, never a bad request."""
 
 
 class QueueState:

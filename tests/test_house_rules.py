@@ -19,8 +19,8 @@ import pytest
 
 from jobsvc.events import Change
 from jobsvc.jobs import TERMINAL, State
-from jobsvc.queue_state import TRANSITIONS
 from jobsvc.settings import PoolSettings, Settings
+from jobsvc.transitions import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jobsvc"
@@ -29,7 +29,7 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings_bounds settings jobs commands events",
-    1: """finished_groups segments acceptance_order unpulled_jobs ready_lanes interned_options
+    1: """transitions finished_groups segments acceptance_order unpulled_jobs ready_lanes interned_options
           pack_references failure_groups completion_feed queue_counts remembered_keys queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
