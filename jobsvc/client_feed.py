@@ -51,6 +51,12 @@ class FeedPage(msgspec.Struct):
 decode_page = msgspec.json.Decoder(FeedPage).decode
 
 
+def place_and_store(cursor: int | str) -> tuple[int, str]:
+    """The place, and the store if it says one."""
+    place, _, store = str(cursor).partition(".")
+    return int(place), store
+
+
 def read_on(read: Callable[[int | str], FeedPage], after: int | str, *, follow: bool) -> Iterator[FeedItem]:
     """The entries after a place, page by page; to the present end, or for ever. Raises CompletionsLost.
 

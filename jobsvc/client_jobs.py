@@ -24,7 +24,7 @@ from msgspec import UNSET
 from . import client_tables as tables
 from .client_async import LoopClient
 from .client_core import LONG_POLL_SECONDS, TERMINAL_STATES, Request, Wait
-from .client_feed import FeedItem, FeedPage
+from .client_feed import FeedItem, FeedPage, place_and_store
 from .client_http import patience
 from .client_job import Job, failure
 from .errors import JobsvcError, Refused
@@ -65,7 +65,7 @@ class JobSet:
         self.ids = list(ids)
         self._client = client
         self._returns = returns  # what the task's annotation says of the results
-        self._after = after
+        self._after, self._store = place_and_store(after)
         self._open = set(self.ids)
         self._ended: dict[str, FeedItem] = {}
         self._order: list[str] = []  # of those that have ended, as they did
@@ -260,7 +260,7 @@ class JobSet:
         if pause > 0 and wait_seconds > 0:
             time.sleep(min(pause, wait_seconds))
         after = self._after
-        page = self._client.feed(after, wait_seconds)
+        page = self._client.feed(self._cursor, wait_seconds)
         ended = self._for_each(self._not_told(page), self._ask)
         return self._take_page(page, after, ended)
 
@@ -272,15 +272,19 @@ class JobSet:
                 return
             await asyncio.sleep(max(0.0, self._next_read - time.monotonic()))
             after = self._after
-            page = await here.feed(after, LONG_POLL_SECONDS)
+            page = await here.feed(self._cursor, LONG_POLL_SECONDS)
             ended = await here.for_each(self._not_told(page), partial(self._ask_in_loop, here))
             self._take_page(page, after, ended)
+
+    @property
+    def _cursor(self) -> int | str:
+        return f"{self._after}.{self._store}" if self._store else self._after
 
     def _not_told(self, page: FeedPage) -> list[str]:
         """Of which jobs the feed may have told more, and does not: they are asked for by id."""
         return sorted(self._open - {entry.id for entry in page.entries}) if page.truncated else []
 
-    def _take_page(self, page: FeedPage, after: int | str, ended: Iterable[FeedItem | None]) -> bool:
+    def _take_page(self, page: FeedPage, after: int, ended: Iterable[FeedItem | None]) -> bool:
         """Take in what was read after a place, and who has ended of those that the feed tells no more."""
         more = page.next < page.newest
         with self._taking:
@@ -291,7 +295,7 @@ class JobSet:
                 if entry is not None and entry.id in self._open:
                     self._take(entry)
             self._plan_next_read(0 if more else len(page.entries), len(self._order) - before)
-            self._after = page.cursor or page.next
+            self._after, self._store = place_and_store(page.cursor or page.next)
             self._asked_at = time.time()
         return not more
 

@@ -95,6 +95,8 @@ def status_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     commits = document["commits"]
     if commits["age_seconds"] is not None:
         yield "last commit", f"{commits['age_seconds']:.1f} s ago"
+    for warning in (document.get("clock") or {}).get("warnings", ()):
+        yield "clock", warning
     for state in STATES:
         yield f"{state} jobs", f"{document['counts'].get(state, 0):,}"
     for pool in document["pools"] or ():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import msgspec
 
+from .clock_view import ClockView
 from .errors import Refusal
 from .jobs import AttemptRecord, BlobRef, ErrorInfo, JobOptions, NewJob, Result, State
 
@@ -259,10 +260,8 @@ class FeedPage(msgspec.Struct, array_like=True, tag="feed_page"):
     """`next` is the place to read on from; `oldest` the first place still kept, `newest` the last one given.
 
     Place 0 is before the first job that ever finished. Who waited for the page and gets a short one finds the
-    jobs themselves in `jobs`, and need not ask for them. `holes` are the first and last places of what the
-    page passes and cannot tell: jobs that were retired. `reset` says why the place that was asked for is
-    none of this feed; the page then begins at the beginning of what is kept. `store` is for the reader's
-    cursor."""
+    jobs themselves in `jobs`, and need not ask for them. `holes`: first and last places of retired jobs that
+    the page passes. `reset`: why the place is none of this feed, whose beginning is told instead."""
 
     entries: list[FeedEntry]
     next: int
@@ -440,6 +439,7 @@ class ManagerStatus(msgspec.Struct, array_like=True, tag="manager"):
     pulse: Pulse | None = None
     takeover_seconds: float | None = None  # leader: how long none was heard before it led
     problems: list[PartProblem] = []  # of parts that fail alone
+    clock: ClockView | None = None
 
 
 Command = Enqueue | Cancel | Retry | ChangeMatching | PatchQueue | Pull

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from .clock_words import TOLD_SECONDS, journal_words, store_words
 from .discovery import run_dir_from_environment
 from .errors import InvalidRequest, JobsvcError
 from .ports import free_port
@@ -21,7 +22,7 @@ from .ray_head import service_environment
 from .serve_proxy import has_haproxy
 from .service import prepared
 from .settings import MIB, Settings
-from .start_checks import check_owner, check_run_dir, check_store, check_way_in
+from .start_checks import check_clocks, check_owner, check_run_dir, check_store, check_way_in
 from .store_owner import IN_USE
 from .task_check import check_tasks
 
@@ -53,6 +54,7 @@ def examine(settings: Settings) -> list[Finding]:
         _disk(settings),
         _memory(),
         _clock(),
+        *_clocks(settings),
         _tasks(settings),
     ]
 
@@ -160,6 +162,21 @@ def _clock() -> Finding:
     now = datetime.datetime.now(datetime.UTC)
     kept = "kept right by NTP" if _is_kept_right() else "nothing is known to keep it right"
     return Finding("clock", now.year >= CLOCK_YEAR_MIN, f"{now:%Y-%m-%d %H:%M:%S} UTC, {kept}")
+
+
+def _clocks(settings: Settings) -> list[Finding]:
+    """The journal's time and the store's clock beside this one."""
+    try:
+        journal_ahead, store_ahead = check_clocks(prepared(settings))
+    except JobsvcError:
+        return []  # what is wrong with the store has its own row
+    found = []
+    if journal_ahead is not None and journal_ahead >= TOLD_SECONDS:  # behind it is after any rest
+        found.append(Finding("clock", True, f"warning: {journal_words(journal_ahead)}"))
+    if store_ahead is not None:
+        words = store_words(store_ahead)
+        found.append(Finding("clock", words is None, words or "as the store's"))
+    return found
 
 
 def _is_kept_right() -> bool:

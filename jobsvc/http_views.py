@@ -13,6 +13,8 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from . import commands as c
+from .clock_view import ClockView
+from .clock_words import clock_words
 from .http_errors import cut
 from .http_mount import mounted
 from .jobs import AttemptRecord, ErrorInfo, Result, State, id_text
@@ -215,6 +217,16 @@ class CommitDocument(msgspec.Struct):
     count: int
 
 
+class ClockDocument(msgspec.Struct):
+    """The journal's time beside the clock of the leader's machine, and that of the store."""
+
+    journal_ahead_seconds: Annotated[float | None, Meta(description="of that clock; below 0: behind")]
+    store_ahead_seconds: Annotated[float | None, Meta(description="null: the store has no clock of its own")]
+    jump_seconds: Annotated[float, Meta(description="of the journal's time, at a start from rest")]
+    jumped_at: Time | None
+    warnings: list[str]
+
+
 class StatusDocument(msgspec.Struct, kw_only=True):
     service: str
     now: Time
@@ -224,6 +236,7 @@ class StatusDocument(msgspec.Struct, kw_only=True):
     problem: str | None
     managers: list[ManagerDocument]
     commits: CommitDocument
+    clock: Annotated[ClockDocument | None, Meta(description="null: no leader could say")]
     counts: dict[str, int]
     workers: Annotated[list[WorkerDocument] | None, Meta(description="null: no leader could say")]
     pools: list[PoolDocument] | None
@@ -426,10 +439,21 @@ def status_document(
             percentile(seconds, 0.99),
             len(seconds),
         ),
+        clock=_clock(leader.clock) if leader is not None and leader.clock is not None else None,
         counts=_all_counts(best.counts if best is not None else {}),
         workers=shown.workers if shown is not None else None,
         pools=shown.pools if shown is not None else None,
         ray_dashboard_url=ray,
+    )
+
+
+def _clock(clock: ClockView) -> ClockDocument:
+    return ClockDocument(
+        None if clock.ahead_seconds is None else round(clock.ahead_seconds, 3),
+        None if clock.store_ahead_seconds is None else round(clock.store_ahead_seconds, 3),
+        round(clock.jump_seconds, 3),
+        time_text(clock.jumped_at) if clock.jump_seconds else None,
+        clock_words(clock),
     )
 
 

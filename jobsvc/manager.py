@@ -35,6 +35,7 @@ import msgspec
 from . import commands as c
 from . import queue_snapshot
 from .bulkheads import ENDS_ALL, Bulkheads, said
+from .clock_view import ClockView
 from .commit_loop import Peer, not_applied
 from .errors import EventNotApplied, Fatal, Unavailable
 from .events import decode_events
@@ -42,7 +43,7 @@ from .jobs import NotLeader, WorkerReport, encode
 from .journal import LogReader, LogWriter, Mark, Record, StaleReader, claim, open_prefix
 from .leader import Leader
 from .log_clock import LogClock
-from .object_store import ObjectStore, StoreError
+from .object_store import ObjectStore, StoreError, date_of
 from .pool_scaler import Fleet, PoolScaler
 from .queue_state import QueueState, apply
 from .settings import Settings
@@ -441,6 +442,12 @@ class Manager:
         """This manager's ManagerStatus, encoded."""
         return encode(self.describe())
 
+    def _clock_view(self) -> ClockView:
+        wall, state, dated = self._clock.wall(), self.state, date_of(self._store)
+        store_ahead = None if dated is None else dated.ahead_of(wall, asyncio.get_running_loop().time())
+        jump = state.jump_seconds, state.jumped_at, state.ages_count_from
+        return ClockView(wall, self._clock.ahead_seconds, store_ahead, *jump)
+
     def describe(self) -> c.ManagerStatus:
         """What this manager says of itself."""
         leader = self.leader
@@ -459,6 +466,7 @@ class Manager:
         ):
             self._bulkheads.call(part, fill, status)
         status.problems = self._bulkheads.problems()
+        status.clock = self._clock_view()
         if leader is not None:
             status.problems += leader.bulkheads.problems()
             status.problem = leader.healthy()

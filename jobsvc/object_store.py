@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import Protocol
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol
 
 from .errors import InvalidRequest, JobsvcError, StoreUnfit
 
@@ -34,6 +35,7 @@ PART_BYTES_MAX = 200  # a file name may have 255
 PROBE_KEY = "probe/exclusive"
 PROBE_TRIES = 5
 PROBE_PAUSE_SECONDS = 0.2  # doubles with each try
+HALF_A_DATE_SECONDS = 0.5  # a `Date` is cut to whole seconds
 
 
 Keys = list[str]  # named here because `list` is a method of every store
@@ -48,6 +50,27 @@ class PutOutcome(enum.Enum):
     CREATED = "created"
     EXISTS = "exists"
     UNKNOWN = "unknown"
+
+
+class StoreDate(NamedTuple):
+    """What a store says the time is: the `Date` of an answer, and when it came, by the loop's clock."""
+
+    header: str
+    at: float
+
+    def ahead_of(self, wall: float, now: float) -> float | None:
+        """By how many seconds the store's clock is ahead of this one; None if it makes no sense."""
+        try:
+            then = parsedate_to_datetime(self.header).timestamp()
+        except ValueError:
+            return None
+        return then + HALF_A_DATE_SECONDS + now - self.at - wall
+
+
+def date_of(store: ObjectStore) -> StoreDate | None:
+    """The latest, of a store that has a clock of its own."""
+    dated: StoreDate | None = getattr(store, "dated", None)
+    return dated
 
 
 class ObjectStore(Protocol):

@@ -28,6 +28,7 @@ from .object_store import (
     Keys,
     ObjectStore,
     PutOutcome,
+    StoreDate,
     StoreError,
     Warnings,
     check_key,
@@ -176,6 +177,8 @@ class S3ObjectStore:
         self._bucket = bucket
         self._folder = f"{prefix}/" if prefix else ""
         self._deletes_one_by_one = False
+        self.dated: StoreDate | None = None
+        self._date = ""
         make_client = functools.partial(_make_client, _make_session(), endpoint_url, checksums)
         self._put_client = make_client(patience._replace(attempts=1))
         self._read_client = make_client(patience)
@@ -184,6 +187,7 @@ class S3ObjectStore:
                 # Called for each attempt, so that the figures are what S3 bills.
                 count = functools.partial(self._count, kind)
                 client.meta.events.register(f"before-send.s3.{operation}", count)
+        self._put_client.meta.events.register("after-call.s3", self._note_date)
         self._put_threads = ThreadPoolExecutor(PUT_THREADS, thread_name_prefix="s3-put")
         self._read_threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="s3-read")
 
@@ -196,7 +200,10 @@ class S3ObjectStore:
 
     async def put_new(self, key: str, data: bytes) -> PutOutcome:
         check_key(key)
-        return await _in_thread(self._put_threads, lambda: self._put_new(key, data))
+        outcome = await _in_thread(self._put_threads, lambda: self._put_new(key, data))
+        if self._date:
+            self.dated = StoreDate(self._date, asyncio.get_running_loop().time())
+        return outcome
 
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None:
         check_key(key)
@@ -222,6 +229,9 @@ class S3ObjectStore:
         warnings = await _in_thread(self._read_threads, self._check_bucket)
         await prove_exclusive_create(self)
         return warnings
+
+    def _note_date(self, parsed: dict[str, Any], **_: Any) -> None:
+        self._date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", "")
 
     # --- in a thread ----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from .access import check_bind
 from .discovery import RUN_DIR_VARIABLE
 from .errors import InvalidRequest, StoreUnfit, Unavailable
-from .object_store import ObjectStore, StoreError, Warnings
+from .object_store import ObjectStore, StoreError, Warnings, date_of
 from .ports import Answer, knock
 from .s3_store import open_store_quickly
 from .settings import Settings
@@ -125,6 +125,19 @@ def check_owner(settings: Settings, say: Callable[[str], None]) -> str | None:
 
     owner = _asked(settings, look, OWNER_SECONDS)
     return owner.service if owner is not None else None
+
+
+def check_clocks(settings: Settings) -> tuple[float | None, float | None]:
+    """By how much the journal's time, and the store's clock, are ahead of this machine's clock."""
+
+    async def look(store: ObjectStore) -> tuple[float | None, float | None]:
+        await store.probe()
+        dated, wall = date_of(store), time.time()
+        store_ahead = None if dated is None else dated.ahead_of(wall, asyncio.get_running_loop().time())
+        owner = await owner_of(store)
+        return None if owner is None else owner.log_time - time.time(), store_ahead
+
+    return _asked(settings, look, OWNER_SECONDS)
 
 
 def _asked(settings: Settings, ask: Callable[[ObjectStore], Coroutine[Any, Any, T]], seconds: float) -> T:

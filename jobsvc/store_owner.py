@@ -38,6 +38,7 @@ class Owner(msgspec.Struct, frozen=True):
     service: str
     cluster_id: bytes
     next_position: Position  # what it would write next
+    log_time: float  # of its last record
 
     def is_other_than(self, service: str) -> bool:
         return self.service not in ("", service)
@@ -50,7 +51,7 @@ async def owner_of(store: ObjectStore) -> Owner | None:
         return None
     cluster_id = guard[len(CLUSTER_MAGIC) :]
     mark = await newest_mark(store, cluster_id)
-    (epoch, n), service = mark.next_position, mark.service
+    (epoch, n), service, log_time = mark.next_position, mark.service, mark.log_time
     while True:
         keys = await store.list(f"{LOG_PREFIX}{epoch:010}/")
         written = positions_of(keys, LOG_PREFIX)
@@ -61,11 +62,12 @@ async def owner_of(store: ObjectStore) -> Owner | None:
             record = decode_record(encoded or b"", cluster_id)
         except InvalidRecord:
             return None
+        log_time = record.log_time
         if record.kind == "data":
             n = record.position.n + 1
             break
         epoch, n, service = epoch + 1, 0, record.service
-    return Owner(service, cluster_id, Position(epoch, n)) if epoch > 0 else None
+    return Owner(service, cluster_id, Position(epoch, n), log_time) if epoch > 0 else None
 
 
 async def has_gone_on(store: ObjectStore, owner: Owner) -> bool:

@@ -28,7 +28,7 @@ FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 500
 
 LAYERS = {
-    0: "errors settings_bounds settings jobs commands events",
+    0: "errors settings_bounds settings jobs clock_view commands events",
     1: """transitions finished_groups segments acceptance_order unpulled_jobs ready_lanes interned_options
           pack_references failure_groups completion_feed queue_counts remembered_keys queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
@@ -42,7 +42,7 @@ LAYERS = {
           process_tree job_output job_children job_streams job_loop
           tripwires process_traits python_traits process_state process_growth
           code_calls job_calls job_process job_child job_start job_deaths hold_back job_runner
-          leader_links autoscaler_view manager_actor worker_actor
+          leader_links autoscaler_view manager_actor worker_actor clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations

@@ -55,6 +55,7 @@ from ..history_checks import Final, Finish, Told, apply_record, check_states, hi
 from .virtual_loop import Deadlock, VirtualLoop, run
 
 START = 1_700_000_000.0
+CLOCK_STEPS = (0.5, 7.0, 3_600.0, 86_400.0 * 9)  # seconds, both ways
 MANAGERS = ("manager-a", "manager-b")
 CLIENTS = ("client-1", "client-2")
 RAGE_SECONDS = 25.0
@@ -518,6 +519,7 @@ class World:
         self.feed_read = 0
         self.lives = 0
         self.skew = {name: self.random.uniform(-1.5, 1.5) for name in MANAGERS}
+        self.clock_steps = Random(f"{seed} clocks")  # apart, so that the other accidents stay as they were
 
     def trace(self, line: str) -> None:
         line = f"{self.loop.time():9.3f} {line}"
@@ -665,6 +667,15 @@ class World:
 
     # --- faults ---
 
+    async def clocks_step(self) -> None:
+        """In half of the seeds, somebody sets the managers' clocks: by seconds, hours, days, both ways."""
+        random = self.clock_steps
+        while self.seed % 2 and self.loop.time() < RAGE_SECONDS:
+            await asyncio.sleep(random.expovariate(1.0) * 6.0)
+            step = random.choice([0.0, *CLOCK_STEPS])
+            self.skew[random.choice(MANAGERS)] = random.choice([step, -step])
+            self.trace(f"clocks: {self.skew}")
+
     async def rage(self) -> None:
         random = self.random
         while self.loop.time() < RAGE_SECONDS and self.found is None:
@@ -734,7 +745,9 @@ class World:
             clients.append(self.loop.start(process.name, process.body.live()))
         reader = Client(self, "client-1")
         self.loop.start(self.processes["client-1"].name, reader.read_feed())
+        clocks = asyncio.ensure_future(self.clocks_step())
         await self.rage()
+        await clocks
         self.become_calm()
         await self._until(lambda: all(task.done() for task in clients), "a client still waits")
         for task in clients:

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from jobsvc.cli import app
-from jobsvc.cli_output import exit_code_of, exit_code_of_states
+from jobsvc.cli_output import EXIT_NOT_FOUND, EXIT_USAGE, exit_code_of, exit_code_of_states
 from jobsvc.client import Client
 from jobsvc.demo import hashes_of, project_files
 from jobsvc.errors import (
@@ -147,6 +147,14 @@ def test_completions_are_json_lines() -> None:
     assert [msgspec.json.decode(line)["id"] for line in lines][-1] == job_id
     last = msgspec.json.decode(lines[-1])["seq"]
     assert jobsvc("completions", "--after", str(last)).stdout == ""
+    # a place that is none of this feed is an error, and says where to go on
+    for place in ("999999", "1.0123456789ab"):
+        refused = jobsvc("completions", "--after", place, code=EXIT_NOT_FOUND)
+        assert refused.stdout == "" and "go on after 0." in refused.stderr
+    cursor = msgspec.json.decode(lines[-1])["cursor"]
+    later = ended("jobsvc.echo", "2")
+    assert msgspec.json.decode(jobsvc("completions", "--after", cursor, "--json").stdout)["id"] == later
+    jobsvc("completions", "--after", "nowhere", code=EXIT_USAGE)
 
 
 def test_many_ids_and_one_of_them_wrong(service: LocalService) -> None:

@@ -62,7 +62,7 @@ def test_a_set_whose_service_was_begun_anew_knows_at_once_that_its_jobs_are_gone
     with LocalService() as other, Client(other.url) as of_other:
         # when its address is that of another one, which has more places
         of_other.map("jobsvc.echo", range(20), progress=False).wait(SECONDS)
-        jobs = type(jobs)(of_other, jobs.ids, jobs._after)
+        jobs = type(jobs)(of_other, jobs.ids, jobs._cursor)
         # then nobody waits for what cannot come
         assert jobs.wait(10) == {"expired": 5}
 

@@ -338,6 +338,34 @@ def test_a_completion_is_taken_once_and_its_repetition_is_stale() -> None:
     run(story)
 
 
+def test_a_leader_that_was_replaced_calls_no_place_of_its_successor_beyond_the_end() -> None:
+    async def story(pair: Pair) -> None:
+        # given a leader that does not know that it was replaced, and a job that ended under its successor
+        a, b = await pair.leader_and_standby()
+        pair.peers["manager-a"].cut = pair.peers["manager-b"].cut = True
+        b.suspect_leader()
+        await until(lambda: b.role == "leader")
+        await pair.enqueue(b, 1)
+        [grant] = (await pair.report(b, can_take=1)).grants
+        await pair.report(b, finished=[done(grant)])
+        place = (await pair.feed(b, 0)).next
+        assert (a.role, place) == ("leader", 1)
+        # when a reader of that place asks the old one, then it says nothing, and ends
+        asked = [
+            asyncio.ensure_future(pair.feed(a, place)),
+            asyncio.ensure_future(pair.ask(a, c.ReadFeed(place))),
+        ]
+        await until(lambda: pair.tasks["manager-a"].done())
+        assert not any(each.done() for each in asked)
+        for each in asked:
+            each.cancel()
+        # and a place that was never given is none of the feed, as the new one says at once
+        page = await pair.feed(b, 9, 30.0)
+        assert (page.reset, len(page.entries), page.next) == (c.FEED_AHEAD, 1, 1)
+
+    run(story)
+
+
 def test_the_feed_waits_no_longer_than_it_was_told() -> None:
     async def story(pair: Pair) -> None:
         a, _ = await pair.leader_and_standby()

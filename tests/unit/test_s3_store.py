@@ -17,7 +17,7 @@ from botocore import exceptions as boto
 from jobsvc import s3_store
 from jobsvc.directory_store import DirectoryObjectStore
 from jobsvc.errors import InvalidRequest, StoreUnfit
-from jobsvc.object_store import PutOutcome, StoreError
+from jobsvc.object_store import PutOutcome, StoreError, date_of
 from jobsvc.s3_store import Meaning, S3ObjectStore, meaning_of, open_store, parse_s3_url
 from jobsvc.settings import Settings
 from tests.s3_fault_proxy import RunningProxy, running_proxy
@@ -54,6 +54,17 @@ def store(s3: S3Server, proxy: RunningProxy, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(opened, S3ObjectStore)
     yield opened
     opened.close()
+
+
+def test_the_store_tells_its_own_time(store: S3ObjectStore) -> None:
+    async def story() -> float | None:
+        assert date_of(store) is None
+        await store.put_new("dated", b"1")
+        dated = date_of(store)
+        assert dated is not None
+        return dated.ahead_of(time.time() - 60.0, asyncio.get_running_loop().time())
+
+    assert asyncio.run(story()) == pytest.approx(60.0, abs=2.0)
 
 
 # --- puts -----------------------------------------------------------------------------------------
