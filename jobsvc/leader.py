@@ -41,7 +41,7 @@ from .object_store import ObjectStore
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .retirement import Retirement
-from .scaling import JobSeconds
+from .scaling import TaskSeconds
 from .settings import Settings
 from .settling import Settling
 from .state_history import StateHistory
@@ -77,7 +77,7 @@ class Leader:
         self.tallies = Tallies()
         self.bulkheads = Bulkheads(self._loop.time, clock.wall)
         self.pool_views: dict[str, c.PoolView] = {}
-        self.job_seconds: dict[str, JobSeconds] = {}
+        self.task_seconds: dict[str, TaskSeconds] = {}  # by pool
         self._store = store
         self._settings = settings
         self._limits = decisions.Limits(
@@ -321,8 +321,8 @@ class Leader:
         return stale
 
     def _measure(self, report: WorkerReport) -> None:
-        for jobs, busy in report.busy_seconds.values():
-            self.job_seconds.setdefault(report.pool, JobSeconds()).add(jobs, busy)
+        for task, (jobs, busy) in report.busy_seconds.items():
+            self.task_seconds.setdefault(report.pool, TaskSeconds()).add(task, jobs, busy)
 
     def _no_orders(self) -> WorkerOrders:
         settings = self._settings

@@ -7,6 +7,7 @@ are spread over the workers that wait instead of all going to the first.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from . import decisions
@@ -79,7 +80,7 @@ class Leasing:
         worker.can_take = 0
         worker.idle_since = None
         if worker.running is None:
-            worker.running = (leased.ids[0], jobs[0].attempt)
+            worker.begins((leased.ids[0], jobs[0].attempt), asyncio.get_running_loop().time())
         self._bulkheads.count(self._tallies.leased, jobs)
         return jobs
 

@@ -17,6 +17,8 @@ their shape, the autoscaler says that they are impossible, and they may be place
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from itertools import islice
 from typing import Protocol
 
 from . import commands as c
@@ -24,7 +26,16 @@ from .bulkheads import ENDS_ALL, said
 from .errors import Unavailable
 from .jobs import State
 from .leader import Leader
-from .scaling import REFUSAL_SECONDS, Machines, outlook, shape_of, wanted_workers, while_held_back
+from .scaling import (
+    LONG_SECONDS,
+    REFUSAL_SECONDS,
+    Machines,
+    TaskSeconds,
+    outlook,
+    shape_of,
+    wanted_workers,
+    while_held_back,
+)
 from .settings import PoolSettings, Settings
 from .start_brake import StartBrake
 from .worker_registry import KnownWorker
@@ -32,6 +43,11 @@ from .worker_registry import KnownWorker
 LOOK_SECONDS = 1.0
 STARTS_MAX = 8  # of one pool in one look
 PATIENCE_SECONDS = 3.0  # a worker on a machine that is there has started by then, mostly
+QUEUED_SEEN, LANES_SEEN, HELD_SEEN = (
+    100,
+    100,
+    5,
+)  # jobs that are looked at for their tasks, of a pool, of a worker
 MACHINES_EVERY_SECONDS = 3.0
 PART, POOL_PART, START_PART = "scaler", "pool", "start of workers"
 MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
@@ -196,14 +212,7 @@ class PoolScaler:
         leader = self._leader
         workers = leader.registry.workers
         staying = [name for name in names if not (name in workers and workers[name].retiring)]
-        measured = leader.job_seconds.get(pool)
-        queued, running = self._load(pool)
-        wanted = wanted_workers(
-            pool_settings,
-            queued=queued,
-            running=running,
-            job_seconds=measured.seconds if measured is not None else None,
-        )
+        wanted = self._wanted(pool, pool_settings)
         here = leader.registry.here(pool)
         held_back = sum(worker.held_back is not None for worker in here)
         wanted = while_held_back(
@@ -281,16 +290,23 @@ class PoolScaler:
         self._not_on[pool] = refused
         return refused != before and bool(refused or before)
 
-    def _load(self, pool: str) -> tuple[int, int]:
-        """Queued jobs of a pool (paused queues do not count), and running ones."""
-        state = self._leader.state
-        queues = {lane.queue for lane in state.ready_lanes(pool)}
-        queued = sum(state.counts[queue][State.QUEUED] for queue in queues)
-        workers = self._leader.registry.workers
-        running = sum(
-            len(held) for name, held in state.leases.items() if name in workers and workers[name].pool == pool
+    def _wanted(self, pool: str, pool_settings: PoolSettings) -> int:
+        """What the jobs ask for: queued ones (paused queues do not count), and those that workers hold."""
+        leader, now = self._leader, self._now()
+        state, workers = leader.state, leader.registry.workers
+        lanes = state.ready_lanes(pool)
+        held = [jobs for name, jobs in state.leases.items() if name in workers and workers[name].pool == pool]
+        tasks = Counter(job.options.task for jobs in held for job in islice(jobs.values(), HELD_SEEN))
+        for lane in lanes[:LANES_SEEN]:
+            tasks.update(job.options.task for job in lane.heads(max(1, QUEUED_SEEN // len(lanes))))
+        busy_long = [w for w in leader.registry.here(pool) if w.runs_for(now) > LONG_SECONDS]
+        return wanted_workers(
+            pool_settings,
+            queued=sum(state.counts[queue][State.QUEUED] for queue in {lane.queue for lane in lanes}),
+            running=sum(map(len, held)),
+            job_seconds=leader.task_seconds.get(pool, TaskSeconds()).mean(tasks),
+            busy_long=len(busy_long),
         )
-        return queued, running
 
     def _retire_idle(self, pool: PoolSettings, workers: list[KnownWorker], excess: int) -> None:
         now = asyncio.get_running_loop().time()

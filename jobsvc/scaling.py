@@ -1,26 +1,35 @@
 """Scaling: how many workers a pool should have. Level-triggered: wanted against observed, every second.
 
-Wanted follows the work, not the number of jobs: the seconds of work in the backlog, by what jobs of this
-pool have taken lately, divided by the time in which it should be worked off. A pool never wants more
-workers than it has jobs, nor fewer than are busy. Nothing is remembered between two looks but the
-measured seconds per job, so a lost message or a new leader cannot leave a pool too large or too small.
+Wanted follows the work, not the number of jobs: the seconds of work in the backlog, by what jobs of the same
+tasks have taken lately, divided by the time in which it should be worked off. A task that was never measured
+counts as a long one. A pool never wants more workers than it has jobs, nor fewer than are busy.
+
+What is really there: a worker that has run one job for `LONG_SECONDS` may run it for hours. It is counted
+for itself, and the other jobs need others: one at least, and half as many again as are taken up so, so that a
+pool of long jobs grows to what it may be in a few looks, whatever was measured before.
+
+Nothing is remembered between two looks but the measured seconds, so a lost message or a new leader cannot
+leave a pool too large or too small.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Mapping
 
 import msgspec
 
 from .settings import PoolSettings
 
-UNKNOWN_JOB_SECONDS = 1.0  # until the first job of a pool has been measured
+UNKNOWN_JOB_SECONDS = 5.0  # until the first job of a task has been measured
+LONG_SECONDS = 1.5  # who has run one job for so long is not there for others
+TASKS_MAX = 10_000  # measured in one pool
 MEASURE_WEIGHT = 0.2
 
 
 class JobSeconds:
-    """Seconds that a job of this pool takes: an average that follows the latest reports."""
+    """Seconds that a job takes: an average that follows the latest reports."""
 
     def __init__(self) -> None:
         self.seconds: float | None = None
@@ -33,12 +42,40 @@ class JobSeconds:
         self.seconds = latest if self.seconds is None else self.seconds + weight * (latest - self.seconds)
 
 
-def wanted_workers(pool: PoolSettings, *, queued: int, running: int, job_seconds: float | None) -> int:
-    """How many workers this pool should have now."""
+class TaskSeconds:
+    """The same for each task of a pool. What was reported last stays; beyond `TASKS_MAX` the others go."""
+
+    def __init__(self) -> None:
+        self._by_task: dict[str, JobSeconds] = {}
+
+    def add(self, task: str, jobs: int, seconds: float) -> None:
+        known = self._by_task.pop(task, None) or JobSeconds()
+        known.add(jobs, seconds)
+        self._by_task[task] = known
+        if len(self._by_task) > TASKS_MAX:
+            del self._by_task[next(iter(self._by_task))]
+
+    def of(self, task: str) -> float:
+        known = self._by_task.get(task)
+        return UNKNOWN_JOB_SECONDS if known is None or known.seconds is None else known.seconds
+
+    def mean(self, tasks: Mapping[str, int]) -> float | None:
+        """Of so many jobs of these tasks; None if there are none."""
+        jobs = sum(tasks.values())
+        return sum(self.of(task) * number for task, number in tasks.items()) / jobs if jobs else None
+
+
+def wanted_workers(
+    pool: PoolSettings, *, queued: int, running: int, job_seconds: float | None, busy_long: int = 0
+) -> int:
+    """How many workers this pool should have now. `running` are leased, and include the `busy_long` ones."""
     seconds = UNKNOWN_JOB_SECONDS if job_seconds is None else job_seconds
-    work = (queued + running) * seconds
-    for_the_work = math.ceil(work / pool.target_drain_seconds) if pool.target_drain_seconds > 0 else queued
-    wanted = min(max(for_the_work, 1 if queued + running else 0), queued + running)
+    others = queued + running - busy_long
+    work = others * seconds
+    for_the_work = math.ceil(work / pool.target_drain_seconds) if pool.target_drain_seconds > 0 else others
+    if busy_long:
+        for_the_work = max(for_the_work, busy_long // 2 + 1)
+    wanted = busy_long + min(max(for_the_work, 1), others)
     return max(pool.min_workers, min(wanted, pool.max_workers))
 
 

@@ -55,6 +55,7 @@ CALLS_MAX = 3  # in the air at once: one that counts, and those that it has over
 ENDING_MAX = 1_000  # attempts whose results are being stored, before no more jobs are asked for
 ENDING_BYTES_MAX = 64 * MIB  # of results and output that are being stored; above it, waiting jobs go back
 LOOK_SECONDS = 0.5
+PATIENCE_SECONDS_MAX = 2.0  # a job that has run for so long keeps no others waiting here
 
 
 class Worker:
@@ -83,7 +84,9 @@ class Worker:
         self._objects = WorkerObjects(store, random)
         self._packs = WorkerPacks(self._objects, settings, session, wall)
         self._prefetch = Prefetch(
-            settings.prefetch_seconds, settings.prefetch_jobs_max, settings.heartbeat_seconds
+            settings.prefetch_seconds,
+            settings.prefetch_jobs_max,
+            min(settings.heartbeat_seconds, PATIENCE_SECONDS_MAX),
         )
         self._held, self._ending = dict[JobKey, HeldAttempt](), dict[JobKey, HeldAttempt]()
         self._finished = UnsettledReports(name, session, self._objects)

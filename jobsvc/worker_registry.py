@@ -24,6 +24,7 @@ class KnownWorker:
         self.seen_at = now
         self.idle_since: float | None = now
         self.running: tuple[bytes, int] | None = None
+        self.running_since = now
         self.current: str | None = None
         self.reported = False  # to this leader
         self.leaving = False
@@ -49,11 +50,21 @@ class KnownWorker:
         self.held_back, self.held_back_since = report.held_back, report.held_back_since
         # The first one runs or is about to. If the worker dies, it is charged: a job that kills every
         # worker it meets must not be spared because nobody had seen it begin.
-        self.running = report.holding[0] if report.holding else None
+        self.begins(report.holding[0] if report.holding else None, now)
         if report.holding:
             self.idle_since = None
         elif self.idle_since is None:
             self.idle_since = now
+
+    def begins(self, attempt: tuple[bytes, int] | None, now: float) -> None:
+        """This is what it runs, or will run next."""
+        if attempt != self.running:
+            self.running_since = now
+        self.running = attempt
+
+    def runs_for(self, now: float) -> float:
+        """Seconds that its job has run, as far as is known."""
+        return now - self.running_since if self.running is not None else 0.0
 
     def wake(self) -> None:
         """End the long poll, if there is one."""
