@@ -39,6 +39,7 @@ EXPIRED = "expired"  # what a set calls a job that ended longer ago than the ser
 PAUSE_PART = 0.1
 PAUSE_SECONDS_MAX = 0.1
 PAUSE_PER_ENTRY_SECONDS = 0.0005
+PAUSE_PER_ASKED_SECONDS = 0.002  # about as long as asking takes
 REQUESTS_IN_FLIGHT = 8
 
 __all__ = ["FeedItem", "Job", "JobSet", "Jobs"]
@@ -74,6 +75,7 @@ class JobSet:
         self._lock = threading.Lock()  # held by the one thread that reads the feed, for as long as that takes
         self._taking = threading.Lock()  # held for a moment by whoever changes what is known
         self._next_read, self._read_at = 0.0, time.monotonic()
+        self._has_missed, self._next_ask = False, 0.0
         self._asked_at: float | None = None
         _sets.add(self)
 
@@ -281,8 +283,17 @@ class JobSet:
         return f"{self._after}.{self._store}" if self._store else self._after
 
     def _not_told(self, page: FeedPage) -> list[str]:
-        """Of which jobs the feed may have told more, and does not: they are asked for by id."""
-        return sorted(self._open - {entry.id for entry in page.entries}) if page.truncated else []
+        """Of which jobs the feed may have told more, and does not: they are asked for by id.
+
+        At once, and after that no more often than a large set can be asked for.
+        """
+        self._has_missed = self._has_missed or page.truncated
+        now = time.monotonic()
+        if not self._has_missed or now < self._next_ask:
+            return []
+        ids = sorted(self._open - {entry.id for entry in page.entries})
+        self._has_missed, self._next_ask = False, now + len(ids) * PAUSE_PER_ASKED_SECONDS
+        return ids
 
     def _take_page(self, page: FeedPage, after: int, ended: Iterable[FeedItem | None]) -> bool:
         """Take in what was read after a place, and who has ended of those that the feed tells no more."""

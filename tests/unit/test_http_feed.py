@@ -99,6 +99,37 @@ def test_a_stream_that_is_connected_passes_no_hole_in_silence(monkeypatch: pytes
     run(story)
 
 
+def test_who_waits_for_a_job_that_is_retired_meanwhile_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(replica: Replica) -> None:
+        # given a caller who waits, while the replica cannot read the feed
+        job_id = await replica.enqueue(retention_seconds=1)
+        may_read = asyncio.Event()
+        send = replica.managers.wait_feed
+
+        async def held_up(*arguments: object) -> object:
+            await may_read.wait()
+            return await send(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(replica.managers, "wait_feed", held_up)
+        loop = asyncio.get_running_loop()
+        caller = loop.create_task(replica.http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=60"}))
+        await asyncio.sleep(1.0)
+        # when the job ends and is retired, and another one ends
+        await replica.run_all()
+        await until(lambda: replica.jobs == 0)
+        await replica.enqueue()
+        await replica.run_all()
+        began = loop.time()
+        may_read.set()
+        # then the caller is told, and does not wait on
+        is_problem(await caller, 410, "expired_job", "id")
+        assert loop.time() - began < 1.0
+
+    run(story)
+
+
 @pytest.mark.parametrize("after", ["50", "5000", f"2.{OTHER}", f"0.{OTHER}", f"50.{OTHER}"])
 def test_a_place_that_is_none_of_this_feed_is_told_and_the_page_begins_at_the_beginning(after: str) -> None:
     async def story(replica: Replica) -> None:
