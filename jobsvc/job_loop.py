@@ -12,14 +12,23 @@ import warnings
 from types import CoroutineType
 from typing import Any
 
-_QUICK_SECONDS = 50e-6  # nobody has waited for anything in a job so short
 _GRACE_SECONDS = 1.0  # for what is cancelled
 
 _policy = getattr(asyncio.events, "_get_event_loop_policy", asyncio.get_event_loop_policy)
 
 
+class _NoThreads:
+    """In place of what a policy of another make does not have: the loop is set after each job."""
+
+    _loop = None
+
+
 class JobLoop:
     """Made when the tasks are loaded; a loop that they have set is taken."""
+
+    _loop: Any  # what it has to do is in attributes that are Python's own affair
+    _has_run: bool  # since they were last looked at
+    _is_heard: bool
 
     def __init__(self) -> None:
         self._policy = _policy()
@@ -28,28 +37,32 @@ class JobLoop:
             try:
                 self._loop = self._policy.get_event_loop()
             except RuntimeError:
-                self._renew()
+                self._loop = self._policy.new_event_loop()
+        self._make_default()
+        self._threads = getattr(self._policy, "_local", _NoThreads())  # which loop is the default in which
         self._debug = self._loop.get_debug()
+        self._hear()
 
     def run(self, coroutine: CoroutineType[Any, Any, Any]) -> Any:
         if self._loop.is_closed():
             self._renew()  # the task has closed it, and then called something that needs it
         return self._loop.run_until_complete(coroutine)
 
-    def put_back(self, seconds: float) -> bool:
-        """After a job of so many seconds. True if something of it could not be ended."""
-        if self._loop.is_closed():
-            self._renew()
-        elif not self._is_default():
-            self._make_default()
+    def put_back(self, all_of_it: bool = False) -> bool:
+        """After a job. True if something of it could not be ended."""
         loop = self._loop
-        if seconds < _QUICK_SECONDS and not getattr(loop, "_ready", True):
+        if loop.is_closed():
+            self._renew()
+        elif not (_policy() is self._policy and self._threads._loop is loop):
+            self._make_default()
+        if not (self._has_run or all_of_it or loop._ready or loop._scheduled):
             return False
+        self._has_run = not self._is_heard
         if asyncio._get_running_loop() is not None:
             asyncio._set_running_loop(None)
-        loop.set_exception_handler(None)
-        loop.set_task_factory(None)
-        loop.set_debug(self._debug)
+        self._loop.set_exception_handler(None)
+        self._loop.set_task_factory(None)
+        self._loop.set_debug(self._debug)
         return self._end_rest()
 
     def _end_rest(self) -> bool:
@@ -62,17 +75,12 @@ class JobLoop:
             for each in ended:
                 if not each.cancelled():
                     each.exception()  # seen: or the next job's log would say that nobody has
-        for later in getattr(loop, "_scheduled", ()):
-            later.cancel()
-        if getattr(loop, "_ready", ()):
-            loop.run_until_complete(asyncio.sleep(0))
+        if self._is_heard:
+            for later in tuple(loop._scheduled):
+                later.cancel()
+            if loop._ready or loop._scheduled:
+                loop.run_until_complete(asyncio.sleep(0))  # what was to come at once comes now
         return bool(running)
-
-    def _is_default(self) -> bool:
-        try:
-            return _policy() is self._policy and self._policy.get_event_loop() is self._loop
-        except RuntimeError:
-            return False  # it was set to none
 
     def _make_default(self) -> None:
         with warnings.catch_warnings():
@@ -83,3 +91,18 @@ class JobLoop:
     def _renew(self) -> None:
         self._loop = self._policy.new_event_loop()
         self._make_default()
+        self._hear()
+
+    def _hear(self) -> None:
+        """Know when it runs: until then, all that there is on it shows. Loops of another make do not tell."""
+        self._has_run = True
+        self._is_heard = isinstance(self._loop, asyncio.BaseEventLoop)
+        if not self._is_heard:
+            return
+        run_forever = self._loop.run_forever
+
+        def heard() -> None:
+            self._has_run = True
+            run_forever()
+
+        self._loop.run_forever = heard

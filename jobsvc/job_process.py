@@ -17,6 +17,7 @@ that takes no notice is killed when the grace is over.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import os
@@ -26,7 +27,7 @@ import sys
 import time
 import traceback
 from types import CoroutineType, FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from setproctitle import setproctitle
@@ -47,9 +48,7 @@ _PR_SET_NAME = 15
 _KILLED_EXIT_CODE = 128 + signal.SIGTERM
 _OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
 _JOB_NICENESS = 5  # managers and replicas on this machine go first
-_LOOK_SECONDS = (
-    0.01  # of jobs, between two looks at everything, each of which takes less than a hundredth of it
-)
+_LOOK_SECONDS = 0.02  # of jobs, between two looks at everything; each takes a few thousandths of that
 _IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
 _INTERRUPTIONS_MAX = 100
 _TITLE_IDLE = "jobsvc job (idle)"
@@ -166,7 +165,10 @@ class JobProcess:
         is_first = job.content != "pickle" and self._growth.begins(job.task)
         started_at = self._wall()
         started = self._clock()
-        content, data, error, final = self._outcome(job)
+        try:
+            content, data, error, final = self._outcome(job)
+        except Exception as late:  # an alarm that it had set, after it had returned
+            content, data, error, final = "json", b"", self._error_info(late), False
         seconds = self._clock() - started
         if os.getpid() != self._pid:
             self._leave_fork()
@@ -177,8 +179,10 @@ class JobProcess:
                 job.number, started_at, started_at + seconds, seconds, marked, content, data, error, final
             )
         )
-        if left or self._growth.count():
-            self._leave(left or [f"jobs are at most {self._setup.growth.jobs_max} in one process"])
+        if left:
+            self._leave(left)
+        if self._growth.count():
+            self._leave([f"it has run {self._setup.growth.jobs_max} jobs"], in_order=True)
         self._unseen_seconds += seconds
         if is_first or self._unseen_seconds > _LOOK_SECONDS:
             self._look(is_first)
@@ -200,7 +204,7 @@ class JobProcess:
 
     def _clear_up_once(self, seconds: float) -> list[str]:
         left = []
-        if self._loop.put_back(seconds):
+        if self._loop.put_back():
             left.append("a coroutine that cannot be cancelled")
         if self._children.any() and self._children.end():
             left.append("processes that the job had left")  # its modules may know a pool that has none now
@@ -212,16 +216,28 @@ class JobProcess:
 
     def _look(self, was_first: bool = False) -> None:
         """What is too dear for each job: all that C code may have changed, and what has grown."""
-        left = self._state.put_all() + self._growth.look(was_first)
+        self._loop.put_back(all_of_it=True)
+        if left := self._state.put_all():
+            self._leave(left)
+        if grown := self._growth.look(was_first):
+            self._leave(grown, in_order=True)
         self._board.leave_bytes(self._growth.left_bytes)
         self._unseen_seconds = 0.0
-        if left:
-            self._leave(left)
 
-    def _leave(self, why: list[str]) -> None:
-        """End this process; the worker starts the next one, and sends it what has not started here."""
+    def _leave(self, why: list[str], in_order: bool = False) -> NoReturn:
+        """End this process; the worker starts the next one, and sends it what has not started here.
+
+        `in_order`: nothing is wrong with it, so modules may do what they want to have done at the end.
+        """
         self._board.clear()
         self._write(EndFrame(RENEWED, 0.0, 0.0, 0.0, False, error=ErrorInfo("Renewed", "; ".join(why))))
+        if in_order:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends what takes too long
+            signal.setitimer(signal.ITIMER_REAL, max(self._setup.kill_grace_seconds, 0.001))
+            try:
+                atexit._run_exitfuncs()
+            finally:
+                os._exit(0)
         os._exit(0)
 
     def _leave_fork(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 _LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 _SIGNALS = sorted(int(number) for number in signal.valid_signals())
 _LIBC_SIGNALS = 1 << 31 | 1 << 32  # 32 and 33: the C library takes them when it first needs them
-_STATUS_BYTES = 8192
+_PROC_BYTES = 8192
 _IOPRIO_CALLS = {"x86_64": (252, 251), "aarch64": (31, 30)}  # numbers of ioprio_get and ioprio_set
 # what prctl gets by value, and how it is set
 _PRCTL = {"dumpable": (3, 4), "keepcaps": (7, 8), "timer slack": (30, 29)}
@@ -38,7 +38,7 @@ def system_traits() -> list[Trait]:
     """In the order in which they have to be put back."""
     traits = [
         Trait("timers", lambda: [_signal.getitimer(which) != (0.0, 0.0) for which in range(3)], _stop_timers),
-        _folder(),
+        *_folder(),
         _environment(),
         Trait("time zone", lambda: (time.tzname, time.timezone, time.altzone), lambda _: time.tzset()),
         Trait("signal mask", _read_mask, _put_mask),
@@ -59,15 +59,18 @@ def system_traits() -> list[Trait]:
     return traits
 
 
-def _folder() -> Trait:
+def _folder() -> Iterator[Trait]:
     """By a descriptor, so that it can be found again whatever has become of its name."""
-    fd = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    try:
+        fd = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return  # this process may not be where it is; no job can be worse off
 
-    def read() -> tuple[int, int] | None:
+    def read() -> tuple[int, int]:
         found = os.stat(".")
         return found.st_dev, found.st_ino
 
-    return Trait("current folder", read, lambda _: os.fchdir(fd))
+    yield Trait("current folder", read, lambda _: os.fchdir(fd))
 
 
 def _environment() -> Trait:
@@ -78,27 +81,36 @@ def _environment() -> Trait:
     libc = ctypes.CDLL(None)
     block = ctypes.c_void_p.in_dll(libc, "environ")
     original, fresh = os.environ, dict(os.environb)
-    addresses = [b""]
+    texts = _texts(block.value)
+    of_c_alone = [pair for pair in (text.split(b"=", 1) for text in texts) if pair[0] not in fresh]
+    size = (len(texts) + 1) * ctypes.sizeof(ctypes.c_void_p)  # with the null at its end
+    addresses = [ctypes.string_at(block.value, size) if block.value else b""]
 
     def read() -> bool:
-        size = len(addresses[0])
-        same = bool(block.value) and ctypes.string_at(block.value or 0, size) == addresses[0]
-        return same and os.environ is original
+        now = ctypes.string_at(block.value, size) if block.value else b""
+        return now == addresses[0] and os.environ is original
 
     def put_back(_: Any) -> None:
         os.environ = original  # noqa: B003  the one that the os module itself works with
         os.environb.clear()
         libc.clearenv()
         os.environb.update(fresh)
+        for name, *value in of_c_alone:
+            libc.setenv(name, b"".join(value), 1)
         time.tzset()
-        remember()
+        addresses[0] = ctypes.string_at(block.value, size) if block.value else b""
 
-    def remember() -> None:
-        size = (len(fresh) + 1) * ctypes.sizeof(ctypes.c_void_p)  # with the null at its end
-        addresses[0] = ctypes.string_at(block.value or 0, size)
-
-    put_back(None)
     return Trait("environment", read, put_back)
+
+
+def _texts(block: int | None) -> list[bytes]:
+    """Of an array of texts in C, with a null at its end."""
+    texts: list[bytes] = []
+    if block:
+        pointers = ctypes.cast(block, ctypes.POINTER(ctypes.c_char_p))
+        while (text := pointers[len(texts)]) is not None:
+            texts.append(text)
+    return texts
 
 
 def _read_mask() -> set[int]:
@@ -175,20 +187,24 @@ def _process_controls() -> Iterator[Trait]:
 
 
 def _kept_in_proc() -> Iterator[Trait]:
-    """What only files tell. They stay open: to open one takes longer than all the rest."""
-    score = os.open("/proc/self/oom_score_adj", os.O_RDONLY)
-    yield Trait("out-of-memory score", lambda: os.pread(score, 16, 0), _put_score)
+    """What only files tell."""
+    yield Trait("out-of-memory score", _reader("oom_score_adj"), _put_score)
+    yield Trait("timers of C code", _reader("timers"))
+
+
+def _reader(name: str) -> Callable[[], bytes]:
+    """Reads a file of /proc/self. It stays open: to open it takes longer than all the rest."""
     try:
-        timers = os.open("/proc/self/timers", os.O_RDONLY)
-    except FileNotFoundError:
-        return  # not every kernel has it
-    yield Trait("timers of C code", lambda: os.pread(timers, _STATUS_BYTES, 0))
+        fd = os.open(f"/proc/self/{name}", os.O_RDONLY)
+    except OSError:
+        return bytes  # not every system has it
+    return lambda: os.pread(fd, _PROC_BYTES, 0)
 
 
 def rights() -> Trait:
     """To be read when all the rest has been put back."""
-    status = os.open("/proc/self/status", os.O_RDONLY)
-    return Trait("signals and rights of C code", lambda: _rights(os.pread(status, _STATUS_BYTES, 0)))
+    status = _reader("status")
+    return Trait("signals and rights of C code", lambda: _rights(status()))
 
 
 def _rights(status: bytes) -> tuple[int, int, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import builtins
 import contextvars
 import ctypes
@@ -23,6 +24,7 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jobsvc import task
@@ -54,7 +56,7 @@ def bend_it(what: str) -> int:
 @task
 def bend_it_for_longer(what: str) -> int:
     BENDS[what][0]()
-    time.sleep(0.02)
+    time.sleep(0.03)
     return os.getpid()
 
 
@@ -193,7 +195,7 @@ def alarm_with_a_handler() -> None:
 def alarm_at_once() -> None:
     """It may be heard while the process is put in order."""
     signal.signal(signal.SIGALRM, _too_late)
-    signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.001)
     try:
         time.sleep(0.01)
     except TimeoutError:
@@ -473,6 +475,12 @@ def pid() -> int:
 def pid_after(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
+
+
+@task
+def say_at_the_end(path: str, seconds: float) -> None:
+    atexit.register(time.sleep, seconds)
+    atexit.register(Path(path).write_text, "ended")
 
 
 @task
