@@ -122,7 +122,9 @@ class QueueState:
 
     def _freeze(self, jobs: list[Job]) -> None:
         """Keep finished jobs in a group: those that are held still."""
-        held = [job for job in jobs if self.jobs.holds(job)]
+        held = [
+            *{job.seq: job for job in jobs if self.jobs.holds(job)}.values()
+        ]  # a pulled one may come twice
         if held:
             held.sort(key=seq_of)
             group = FinishedGroup(held)

@@ -119,6 +119,16 @@ def test_what_is_not_plain_stays_an_object() -> None:
     world.check()
 
 
+def test_a_job_that_is_pulled_at_once_is_in_one_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in (("LAG", 0), ("SOME", 16), ("GROUP_MIN", 16), ("GROUP_MAX", 16)):
+        monkeypatch.setattr(finished_groups, name, number)
+    world = World()
+    finish(world, 8, task=HASH_TASK)
+    world.do(c.Pull(HASH_TASK, 8))
+    assert grouped(world) == 8
+    world.check()
+
+
 @pytest.mark.usefixtures("small")
 def test_groups_are_retired_row_by_row() -> None:
     world = World(retained_jobs_max=100)
