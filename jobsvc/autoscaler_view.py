@@ -1,7 +1,7 @@
 """What Ray's autoscaler says about machines: asked for, refused, impossible.
 
 Read from GCS, where autoscaler v2 leaves it after each of its rounds (every 5 s). Without an autoscaler, as
-on one machine, there is nothing to read.
+on one machine, the machines that there are are all that there will be.
 
 Why a machine was refused, Ray 2.60 tells nobody but its own log: the field that is there for it stays empty.
 So a task on the head reads the end of that log, when something was refused and people may look.
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply, NodeStatus  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 
 from .scaling import MachineRequest, Machines
@@ -90,7 +90,14 @@ def machines_of(reply: GetClusterStatusReply) -> Machines:
             for each in state.failed_instance_requests
         ],
         impossible=[dict(each.resources_bundle) for each in state.infeasible_resource_requests],
+        here=None if state.autoscaler_state_version else _here(reply),
     )
+
+
+def _here(reply: GetClusterStatusReply) -> list[dict[str, float]] | None:
+    """The machines that live, by their resources. None if there are none: Ray has not begun to say."""
+    nodes = reply.cluster_resource_state.node_states
+    return [dict(node.total_resources) for node in nodes if node.status != NodeStatus.DEAD] or None
 
 
 def refusals_of_this_head() -> dict[str, str]:

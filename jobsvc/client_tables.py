@@ -92,6 +92,9 @@ def status_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         problem = f", {manager['problem']}" if manager["problem"] else ""
         role = f"{manager['role']}, epoch {manager['epoch']}{lag}{problem} (pid {manager['pid']})"
         yield manager["name"], role
+        for each in manager.get("problems", ()):  # those of an older service had none
+            failed = f"failed {each['times']} times since {each['since']}: {each['text']}"
+            yield f"{manager['name']} {each['part']}", f"{failed}; the rest goes on"
     commits = document["commits"]
     if commits["age_seconds"] is not None:
         yield "last commit", f"{commits['age_seconds']:.1f} s ago"

@@ -17,6 +17,7 @@ import psutil
 from .clock_words import TOLD_SECONDS, journal_words, store_words
 from .discovery import run_dir_from_environment
 from .errors import InvalidRequest, JobsvcError
+from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import free_port
 from .ray_head import service_environment
 from .serve_proxy import has_haproxy
@@ -55,6 +56,7 @@ def examine(settings: Settings) -> list[Finding]:
         _memory(),
         _clock(),
         *_clocks(settings),
+        *_pools(settings),
         _tasks(settings),
     ]
 
@@ -185,6 +187,18 @@ def _is_kept_right() -> bool:
         return int(ctypes.CDLL(None).adjtimex(asked)) not in (-1, TIME_ERROR)
     except (OSError, AttributeError):
         return False
+
+
+def _pools(settings: Settings) -> list[Finding]:
+    """As Ray sees them. Whether a cluster of machines can serve them, only that cluster knows."""
+    try:
+        check_pools(with_absolute_paths(settings, Path.cwd()))
+    except InvalidRequest as error:
+        return [Finding("pools", False, str(error))]
+    short = [] if settings.spread else list(unserved(settings))
+    if short:
+        return [Finding("pools", False, text) for text in short]
+    return [Finding("pools", True, ", ".join(sorted(settings.pools)))]
 
 
 def _tasks(settings: Settings) -> Finding:

@@ -193,6 +193,16 @@ class AppliedDocument(msgspec.Struct):
     records: int
 
 
+class PartProblemDocument(msgspec.Struct):
+    """A part of a manager that fails, while the rest of it goes on."""
+
+    part: str
+    text: Annotated[str, Meta(description="what it raised last")]
+    since: Time
+    times: int
+    next_try_seconds: float
+
+
 class ManagerDocument(msgspec.Struct):
     name: str
     role: Literal["leader", "standby", "recovering"]
@@ -206,6 +216,7 @@ class ManagerDocument(msgspec.Struct):
     store_requests: Annotated[dict[str, int], Meta(description="by kind, since this process began")]
     actor_id: ActorId
     ray_url: RayUrl
+    problems: list[PartProblemDocument]
 
 
 class CommitDocument(msgspec.Struct):
@@ -476,4 +487,10 @@ def _manager(status: c.ManagerStatus, leader: c.ManagerStatus | None, ray: str |
         status.store_requests,
         status.actor or None,
         actor_link(ray, status.actor),
+        [
+            PartProblemDocument(
+                each.part, each.text, time_text(each.since), each.times, round(each.next_try_seconds, 1)
+            )
+            for each in status.problems
+        ],
     )

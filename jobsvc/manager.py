@@ -113,7 +113,7 @@ class Manager:
         self._history = StateHistory()
         self._other_service = OtherService(settings.service)
         self._clock = LogClock(lambda: asyncio.get_running_loop().time(), wall)
-        self._bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
+        self.bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
         self.warnings: list[str] = []
 
     # --- life ---
@@ -135,7 +135,7 @@ class Manager:
                 raise
             except Exception as error:
                 # It only follows: whoever leads goes on. What it has applied may be torn, so it begins anew.
-                await asyncio.sleep(self._bulkheads.failed("following", error))
+                await asyncio.sleep(self.bulkheads.failed("following", error))
             else:
                 await self._lead(writer)
 
@@ -199,8 +199,8 @@ class Manager:
         self._suspect = self._suspect or await self._nobody_leads()
         was_anothers = False
         while True:
-            if self._bulkheads.due("history"):
-                self._bulkheads.call("history", self._history.sample, self.state, self._clock.now())
+            if self.bulkheads.due("history"):
+                self.bulkheads.call("history", self._history.sample, self.state, self._clock.now())
             if self._suspect or await self._leader_is_silent():
                 writer = await self._try_takeover(reader)
                 if writer is not None:
@@ -215,7 +215,7 @@ class Manager:
             if loop.time() - checked_at > STALE_CHECK_SECONDS:
                 await reader.check_stale()
                 checked_at = loop.time()
-            if self._bulkheads.due("snapshot") and not is_anothers:
+            if self.bulkheads.due("snapshot") and not is_anothers:
                 await self._maybe_snapshot(reader)
             await self._wait_for_news()
 
@@ -322,7 +322,7 @@ class Manager:
                 if self._suspect:
                     return
         except Exception as error:
-            self._bulkheads.failed("snapshot", error)
+            self.bulkheads.failed("snapshot", error)
             return
         self._log_bytes = self._log_records = 0
         body = b"".join(pieces)
@@ -336,9 +336,9 @@ class Manager:
             raise
         except Exception as error:
             # The log is kept until a snapshot is written, so this costs the next recovery time and no job.
-            self._bulkheads.failed("snapshot", error)
+            self.bulkheads.failed("snapshot", error)
         else:
-            self._bulkheads.worked("snapshot")
+            self.bulkheads.worked("snapshot")
 
     async def _drop_snapshot(self) -> None:
         if self._snapshot is not None and not self._snapshot.done():
@@ -433,7 +433,7 @@ class Manager:
         status, leader = self.describe(), self.leader
         queues: c.Reply | None = None
         workers: c.Workers | None = None
-        with self._bulkheads.alone("metrics"):
+        with self.bulkheads.alone("metrics"):
             if leader is not None:
                 queues, workers = leader.read(c.GetQueues(QUEUES_MAX)), leader.workers()
         return status, queues if isinstance(queues, c.Queues) else None, workers
@@ -464,9 +464,8 @@ class Manager:
             ("status: leader", self._tell_leader),
             ("status: pulse", self._tell_pulse),
         ):
-            self._bulkheads.call(part, fill, status)
-        status.problems = self._bulkheads.problems()
-        status.clock = self._clock_view()
+            self.bulkheads.call(part, fill, status)
+        status.problems = self.bulkheads.problems()
         if leader is not None:
             status.problems += leader.bulkheads.problems()
             status.problem = leader.healthy()
@@ -490,10 +489,11 @@ class Manager:
         status.commit_age_seconds = asyncio.get_running_loop().time() - leader.commits.committed_at
         status.commit_seconds = list(leader.commits.commit_seconds)
         status.takeover_seconds = self._takeover_seconds
-        status.counters = leader.bulkheads.counts() + self._bulkheads.counts()
+        status.counters = leader.bulkheads.counts() + self.bulkheads.counts()
         status.counters += leader.tallies.counts()
         status.spreads = leader.tallies.spreads()
 
     def _tell_pulse(self, status: c.ManagerStatus) -> None:
         leader = self.leader
+        status.clock = self._clock_view()
         status.pulse = self._history.pulse(self.state) if leader is None else leader.reads.pulse()

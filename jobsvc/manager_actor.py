@@ -34,10 +34,11 @@ from .leader_links import MANAGER_NAMES, actor_handle
 from .logs import log_as_json
 from .manager import Manager
 from .metrics import feed_ray
+from .pool_environments import packages, pin, worker_options
 from .ray_links import page_link
 from .s3_store import open_store
 from .scaling import Machines
-from .settings import PoolSettings, decode_settings
+from .settings import decode_settings
 
 PUSH_SECONDS = 2.0
 STATUS_SECONDS = 1.0
@@ -47,10 +48,10 @@ DEFECT_PAUSE_SECONDS = 3.0
 UNFIT_PAUSE_SECONDS = 20.0
 NEVER_LIVES = (ActorDiedError, ActorUnschedulableError, RuntimeEnvSetupError, Unavailable)
 MANAGER_RESOURCE = "jobsvc_manager"
-MACHINE_LABEL = "machine-type"  # of each type in the cluster file: its own name
 WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
 GC_FREEZE_EVERY_SECONDS = 60.0
+PIN_EVERY_SECONDS = 86_400.0
 
 _log = logging.getLogger("jobsvc.manager")
 _status = msgspec.msgpack.Decoder(ManagerStatus)
@@ -187,34 +188,6 @@ def pool_of_worker(name: str) -> str:
     return name.removeprefix(WORKER_PREFIX).rsplit("-", 1)[0]
 
 
-def worker_options(
-    pool: PoolSettings, name: str, namespace: str, not_on: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    """Ray's options for one worker: its pool's shape is what makes the autoscaler find room for it."""
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": namespace,
-        "lifetime": "detached",
-        "get_if_exists": True,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "max_concurrency": 1000,
-        "num_cpus": pool.num_cpus,
-        "enable_task_events": False,  # a call a second for ever would push all else out of Ray's history
-    }
-    if pool.num_gpus:
-        options["num_gpus"] = pool.num_gpus
-    if pool.memory_bytes:
-        options["memory"] = pool.memory_bytes
-    if pool.resources:
-        options["resources"] = pool.resources
-    if pool.runtime_env:
-        options["runtime_env"] = pool.runtime_env
-    if not_on:
-        options["label_selector"] = {MACHINE_LABEL: f"!in({','.join(sorted(not_on))})"}
-    return options
-
-
 class ManagerActor:
     """One of the pair. See `manager.Manager` for what each method promises.
 
@@ -225,6 +198,7 @@ class ManagerActor:
     def __init__(self, name: str, settings_text: str) -> None:
         settings = decode_settings(settings_text)
         self._name = name
+        self._settings = settings
         self._problem: str | None = None
         log_as_json(settings.log_level, manager=name)
         gc.set_threshold(*GC_THRESHOLDS)
@@ -252,6 +226,7 @@ class ManagerActor:
                 self._peer.watch(self._peer_died),
                 self._keep_gc(),
                 self._feed_metrics(),
+                self._keep_packages(),
                 keep_title(self, self._title),
             )
         ]
@@ -292,6 +267,15 @@ class ManagerActor:
             await asyncio.sleep(GC_FREEZE_EVERY_SECONDS)
             if len(self._manager.state.jobs) > 10_000:
                 gc.freeze()
+
+    async def _keep_packages(self) -> None:
+        """Ray must not forget what a pool's workers will need, while the pool has none."""
+        while True:
+            for pool in self._settings.pools.values():
+                with self._manager.bulkheads.alone("packages of pools"):
+                    if packages(pool.runtime_env):
+                        await asyncio.to_thread(pin, pool.runtime_env or {})
+            await asyncio.sleep(PIN_EVERY_SECONDS)
 
     async def _feed_metrics(self) -> None:
         """Ray's own metrics tell the same as /metrics."""

@@ -31,6 +31,7 @@ from .scaling import (
     REFUSAL_SECONDS,
     Machines,
     TaskSeconds,
+    impossible,
     outlook,
     shape_of,
     wanted_workers,
@@ -265,16 +266,24 @@ class PoolScaler:
             self._starting_since.pop(pool, None)
             return held_back
         text = f"{held_back}; " if held_back else ""
+        machines = await self._look_for_machines()
+        never = impossible(machines, shape_of(pool_settings)) if machines is not None else None
+        if never is not None:
+            return text + never
         text += f"{starting} worker{'s' if starting > 1 else ''} to start"
         if now - self._starting_since.setdefault(pool, now) < PATIENCE_SECONDS:
             return text  # they have a machine, and will be there in a moment
+        if machines is None:
+            return text
+        why = outlook(machines, shape_of(pool_settings), self._leader.commits.now())
+        return f"{text}: {why}" if why else text
+
+    async def _look_for_machines(self) -> Machines | None:
+        now = self._now()
         if now - self._machines_at > MACHINES_EVERY_SECONDS:
             self._machines_at = now
             self._machines = await self._fleet.machines()
-        why = None
-        if self._machines is not None:
-            why = outlook(self._machines, shape_of(pool_settings), self._leader.commits.clock.wall())
-        return f"{text}: {why}" if why else text
+        return self._machines
 
     def _choose_types(self, pool: str, pool_settings: PoolSettings) -> bool:
         """On which types a pool's workers are not to wait. True if that has changed."""

@@ -110,6 +110,7 @@ class Machines(msgspec.Struct, frozen=True):
     starting: int = 0  # machines that exist and are not ready
     refused: list[MachineRequest] = []
     impossible: list[dict[str, float]] = []  # resources that no machine type has
+    here: list[dict[str, float]] | None = None  # of each machine; None where others may be added
 
     def refused_lately(self, now: float) -> frozenset[str]:
         """Machine types of which the cloud had none just now."""
@@ -123,11 +124,33 @@ def shape_of(pool: PoolSettings) -> dict[str, float]:
     return {name: amount for name, amount in (shape | pool.resources).items() if amount}
 
 
+def impossible(machines: Machines, shape: dict[str, float]) -> str | None:
+    """Why no worker of this shape can ever be placed, in words; None if one can, or may be."""
+    if shape in machines.impossible:
+        return f"no machine type of the cluster has this pool's shape ({_amounts(shape)})"
+    if machines.here is None or any(_fits(shape, machine) for machine in machines.here):
+        return None
+    short = {
+        name: amount
+        for name, amount in shape.items()
+        if all(machine.get(name, 0) < amount for machine in machines.here)
+    }
+    return f"no machine here has what a worker of this pool needs ({_amounts(short or shape)})"
+
+
+def _fits(shape: dict[str, float], machine: dict[str, float]) -> bool:
+    return all(machine.get(name, 0) >= amount for name, amount in shape.items())
+
+
+def _amounts(shape: dict[str, float]) -> str:
+    return ", ".join(f"{name}: {amount:g}" for name, amount in sorted(shape.items()))
+
+
 def outlook(machines: Machines, shape: dict[str, float], now: float) -> str | None:
     """Why workers of this shape are not there yet, in words; None if the autoscaler has nothing to say."""
-    if shape in machines.impossible:
-        named = ", ".join(f"{name}: {amount:g}" for name, amount in sorted(shape.items()))
-        return f"no machine type of the cluster has this pool's shape ({named})"
+    never = impossible(machines, shape)
+    if never is not None:
+        return never
     count = sum(request.count for request in machines.requested) + machines.starting
     parts = []
     if count:

@@ -44,6 +44,7 @@ from .logs import log_as_json
 from .manager_actor import start_managers
 from .metrics import feed_ray
 from .placed import EXIT_NO_USE, EXIT_REFUSED
+from .pool_environments import with_packages
 from .ray_links import page_link
 from .s3_store import open_store
 from .serve_express import open_express
@@ -194,6 +195,7 @@ def main() -> None:
 def _deploy(options: argparse.Namespace) -> None:
     settings = msgspec.structs.replace(decode_settings(sys.stdin.read()), port=options.port)
     _connect(options.address, settings.service, JobConfig(metadata=driver_metadata(settings)))
+    settings = with_packages(settings)
     if options.guest:
         from . import guest
 

@@ -34,6 +34,7 @@ from .discovery import (
 )
 from .errors import InvalidRequest, Unavailable
 from .placed import EXIT_REFUSED, Placed
+from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import Answer, free_port, knock, reachable
 from .ray_head import RayDidNotStart, driver_environment, plan_head, service_environment, start_head
 from .serve_proxy import has_haproxy
@@ -114,6 +115,10 @@ def _check(settings: Settings, token: str | None, ray_address: str | None, say: 
         if ray_address:
             check_ray_address(ray_address)
         check_way_in(settings, token)
+        check_pools(settings)
+        if not ray_address and not settings.spread:
+            for warning in unserved(settings):
+                say(f"warning: {warning}")
         for warning in check_store(settings):
             say(f"warning: {warning}")
         tasks.names(say)
@@ -173,6 +178,7 @@ def prepared(settings: Settings, say: Say = lambda _: None) -> Settings:
         raise InvalidRequest("choose a folder, or s3://BUCKET/PREFIX", "data")
     if not settings.is_s3:
         changes["data"] = str(absolute_folder(settings.data))
+    settings = with_absolute_paths(settings, Path.cwd())
     if settings.pools == Settings().pools and not settings.spread:
         cores = os.cpu_count() or 1
         changes["pools"] = {"default": PoolSettings(min_workers=1, max_workers=cores)}

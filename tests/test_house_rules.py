@@ -42,7 +42,7 @@ LAYERS = {
           process_tree job_output job_children job_streams job_loop
           tripwires process_traits python_traits process_state process_growth
           code_calls job_calls job_process job_child job_start job_deaths hold_back job_runner
-          leader_links autoscaler_view manager_actor worker_actor clock_words
+          leader_links autoscaler_view pool_environments manager_actor worker_actor clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
@@ -71,6 +71,7 @@ RIMS = {
         "leader_links",
         "manager_actor",
         "metrics",
+        "pool_environments",
         "guest",
         "serve_app",
         "service",

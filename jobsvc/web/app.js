@@ -25,6 +25,7 @@ const VIEWS = [
 ];
 const TAKEOVER_SHOWN_MS = 30_000;
 const SKEW_MS = 2_000;
+const PROBLEMS_SHOWN = 5; // of each manager
 const SPOKEN_MS = 10_000;
 
 function readRoute() {
@@ -160,6 +161,11 @@ function Banners() {
   } else if (takeover && Date.now() - takeover.at < TAKEOVER_SHOWN_MS) {
     const seconds = Math.floor((Date.now() - takeover.at) / 1000);
     found.push(["good", "takeover", `${takeover.leader} took over ${seconds} s ago (epoch ${takeover.epoch}). Nothing acknowledged was lost.`]);
+  }
+  for (const manager of summary?.managers ?? []) {
+    for (const { part, text, since, times } of (manager.problems ?? []).slice(0, PROBLEMS_SHOWN)) {
+      found.push(["warn", `${manager.name} ${part}`, `${manager.name}: ${part} failed ${count(times)} times since ${clock(Date.parse(since))}: ${text}. The rest goes on, and it is tried again.`]);
+    }
   }
   if (Math.abs(skew) > SKEW_MS) {
     found.push(["warn", "skew", `Your clock is ${duration(Math.abs(skew) / 1000)} ${skew < 0 ? "ahead" : "behind"}; ages use the server's time.`]);

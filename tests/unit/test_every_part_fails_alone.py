@@ -394,6 +394,7 @@ JOB_PATH = {
     "queue_state.QueueState.ready_lanes",
     "settling.Settling._apply",
     "settling.Settling.settle",
+    "worker_registry.KnownWorker.begins",
     "worker_registry.KnownWorker.note",
     "worker_registry.KnownWorker.wake",
     "worker_registry.WorkerRegistry.closes_poll",

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from jobsvc.client_tables import status_rows
 from jobsvc.http_api import build_app
 from jobsvc.jobs import BlobRef, ErrorInfo, Outcome, Result, State
 from jobsvc.object_store import StoreError
@@ -923,6 +924,23 @@ def test_status_names_managers_workers_and_commits() -> None:
         assert status["commits"]["p99_seconds"] > 0
         [worker] = status["workers"]
         assert (worker["name"], worker["pid"], worker["node"], worker["pool"]) == ("w1", 1, "n", "default")
+
+    run(story)
+
+
+def test_parts_that_fail_are_named_and_the_service_is_ready() -> None:
+    async def story(replica: Replica) -> None:
+        leader = replica.pair.managers["manager-a"].leader
+        assert leader is not None
+        leader.bulkheads.failed("history", ZeroDivisionError("a defect"))
+        leader.bulkheads.failed("history", ZeroDivisionError("a defect"))
+        status = (await replica.http.get("/v1/status")).json()
+        [manager] = status["managers"]
+        [problem] = manager["problems"]
+        assert (problem["part"], problem["times"]) == ("history", 2)
+        assert problem["text"] == "ZeroDivisionError: a defect" and status["ready"]
+        rows = dict(status_rows(status))
+        assert rows["manager-a history"].endswith("ZeroDivisionError: a defect; the rest goes on")
 
     run(story)
 

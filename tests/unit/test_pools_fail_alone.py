@@ -115,6 +115,23 @@ def test_a_start_that_raises_is_named_counted_and_tried_again_ever_later_until_i
     run(story, pools=POOLS)
 
 
+def test_a_pool_that_no_machine_can_serve_says_so_at_once() -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        pair.fleet.outlook = Machines(here=[{"CPU": 4.0}])
+        [job] = await pair.enqueue(a, 1, queue="g", pool="gpu")
+        await until(lambda: bool(a.leader and a.leader.pool_views["gpu"].waiting), 2.5)
+        said = "no machine here has what a worker of this pool needs (GPU: 1)"
+        assert a.leader is not None and a.leader.pool_views["gpu"].waiting == said
+        [found] = await pair.ask(a, c.GetJobs([job]))
+        assert found.items[0].waiting == f"for a worker of pool gpu: {said}"
+        # and that ends when a machine comes
+        pair.fleet.outlook = Machines(here=[{"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}])
+        await until(lambda: "to start" in str(a.leader and a.leader.pool_views["gpu"].waiting))
+
+    run(story, pools={**POOLS, "gpu": PoolSettings(num_gpus=1)}, queues={"g": "gpu"})
+
+
 @pytest.mark.parametrize("how", ["no list", "cannot end"])
 def test_a_fleet_that_raises_does_not_end_the_leadership(how: str) -> None:
     async def story(pair: Pair) -> None:

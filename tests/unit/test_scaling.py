@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobsvc.scaling import JobSeconds, MachineRequest, Machines, outlook, shape_of, wanted_workers
+from jobsvc.scaling import JobSeconds, MachineRequest, Machines, impossible, outlook, shape_of, wanted_workers
 from jobsvc.settings import PoolSettings
 
 POOL = PoolSettings(min_workers=0, max_workers=100, target_drain_seconds=10.0)
@@ -78,6 +78,27 @@ def test_what_the_cloud_refused_is_said_in_its_own_words_for_a_while() -> None:
         "worker-a was refused: InsufficientInstanceCapacity: no m6i.xlarge"
     )
     assert outlook(Machines(refused=[refused]), SHAPE, NOON + 10_000) is None
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (
+            [{"CPU": 8}, {"CPU": 2}],
+            "no machine here has what a worker of this pool needs (GPU: 1, licence: 1)",
+        ),
+        (
+            [{"CPU": 8, "licence": 1}, {"CPU": 2, "GPU": 1, "licence": 1}],
+            "no machine here has what a worker of this pool needs (CPU: 4, GPU: 1, licence: 1)",
+        ),
+        ([{"CPU": 4, "GPU": 1, "licence": 1, "memory": 1e9}], None),
+        (None, None),
+    ],
+)
+def test_without_an_autoscaler_the_machines_that_are_here_decide(
+    here: list[dict[str, float]] | None, said: str | None
+) -> None:
+    assert impossible(Machines(here=here), SHAPE) == said
 
 
 def test_a_shape_that_no_machine_has_is_named() -> None:
