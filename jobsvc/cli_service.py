@@ -44,6 +44,7 @@ HostOption = Annotated[
     str | None, typer.Option(help="Beyond loopback, JOBSVC_TOKEN must be set.", show_default="127.0.0.1")
 ]
 S3EndpointOption = Annotated[str | None, typer.Option(help="For S3 that is not AWS.")]
+RayOption = Annotated[str | None, typer.Option(help="Use this Ray cluster, HOST:PORT.")]
 ClusterOption = Annotated[
     Path | None,
     typer.Option("--cluster", metavar="CLUSTER.yaml", help="All of this cluster on EC2.", show_default=False),
@@ -81,7 +82,7 @@ def up(
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Take functions by value, from notebooks for example.")
     ] = False,
-    ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster, HOST:PORT.")] = None,
+    ray_address: RayOption = None,
     route_prefix: Annotated[
         str | None, typer.Option(help="With --ray-address: under the Serve that runs there, at /NAME.")
     ] = None,
@@ -217,6 +218,7 @@ def doctor(
     host: HostOption = None,
     tasks: TasksOption = None,
     s3_endpoint_url: S3EndpointOption = None,
+    ray_address: RayOption = None,
     cluster: Annotated[str | None, typer.Option(help="Examine this cluster file instead.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -229,7 +231,7 @@ def doctor(
             findings = examine_cluster(cluster)
         else:
             settings = _settings(data, tasks, port=port, host=host, s3_endpoint_url=s3_endpoint_url)
-            findings = examine(settings)
+            findings = examine(settings, ray_address)
         if json:
             print_json(findings)
         else:

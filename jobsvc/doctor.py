@@ -23,7 +23,14 @@ from .ray_head import service_environment
 from .serve_proxy import has_haproxy
 from .service import prepared
 from .settings import MIB, Settings
-from .start_checks import check_clocks, check_owner, check_run_dir, check_store, check_way_in
+from .start_checks import (
+    check_clocks,
+    check_owner,
+    check_ray_address,
+    check_run_dir,
+    check_store,
+    check_way_in,
+)
 from .store_owner import IN_USE
 from .task_check import check_tasks
 
@@ -42,11 +49,12 @@ class Finding(msgspec.Struct):
     found: str
 
 
-def examine(settings: Settings) -> list[Finding]:
+def examine(settings: Settings, ray_address: str | None = None) -> list[Finding]:
     """Every check, in an order in which a reader would ask."""
     return [
         _python(),
         _ray(),
+        *(_given_ray(ray_address) if ray_address else ()),
         _proxy(settings),
         _port(settings),
         _run_dir(),
@@ -72,6 +80,14 @@ def _ray() -> Finding:
     except metadata.PackageNotFoundError:
         return Finding("Ray", False, "not installed")
     return Finding("Ray", version == RAY_VERSION, version)
+
+
+def _given_ray(address: str) -> list[Finding]:
+    try:
+        check_ray_address(address)
+    except JobsvcError as error:
+        return [Finding("Ray there", False, str(error))]
+    return [Finding("Ray there", True, f"somebody listens at {address}")]
 
 
 def _proxy(settings: Settings) -> Finding:

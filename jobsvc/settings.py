@@ -176,11 +176,26 @@ def from_environment(environment: Mapping[str, str], **chosen: Any) -> Settings:
         if text is not None:
             values[field.name] = _parsed(field.name, field.type, text)
     values.update({name: value for name, value in chosen.items() if value is not None})
+    plain = msgspec.to_builtins(values)
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for name, value in plain.items():
+        if name == "pools" and isinstance(value, dict):
+            for pool, shape in value.items():
+                _check_kind(shape, PoolSettings, f"pools.{pool}")
+        else:
+            _check_kind(value, kinds[name], name)
+    return msgspec.convert(plain, Settings)
+
+
+def _check_kind(value: Any, kind: Any, field: str) -> None:
+    """msgspec names no key of a mapping, so each is looked at by itself."""
     try:
-        return msgspec.convert(msgspec.to_builtins(values), Settings)
+        msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise InvalidRequest(message, path.removesuffix("`") or "settings") from error
+        detail, _, inside = str(error).partition(" - at `$")
+        if "unknown field" in detail:
+            detail += f"; there are {', '.join(kind.__struct_fields__)}"
+        raise InvalidRequest(detail, field + inside.rstrip("`")) from error
 
 
 def _parsed(field: str, kind: Any, text: str) -> Any:

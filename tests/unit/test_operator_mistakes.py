@@ -158,6 +158,7 @@ MISTAKES_WITH_RAY = {
     "no such name": Mistake(("--ray-address", "no-such-host.invalid:6379"), ("ray_address", "no-such-host")),
 }  # fmt: skip
 PROJECT = "pyproject.toml"
+UPSIDE_DOWN = {"JOBSVC_POOLS": '{"default":{"min_workers":9,"max_workers":1}}'}
 MISTAKES_WITH_SETTINGS = {
     "a port beyond the last": Mistake(("--port", "70000"), ("port", "70000", "65,535")),
     "port 0": Mistake(("--port", "0"), ("port", "1 to 65,535")),
@@ -168,6 +169,23 @@ MISTAKES_WITH_SETTINGS = {
     "a queue without a pool": Mistake((), ("queues", "'q'", "'no'"), {}, {"JOBSVC_QUEUES": '{"q":"no"}'}),
     "pools that are no JSON": Mistake((), ("JOBSVC_POOLS", "JSON"), {}, {"JOBSVC_POOLS": "{default}"}),
     "pools without the default": Mistake((), ("pools", "'default'"), {}, {"JOBSVC_POOLS": "{}"}),
+    "a shape that is none": Mistake((), ("pools.gpu", "object"), {}, {"JOBSVC_POOLS": '{"gpu":1}'}),
+    "pools that are a list": Mistake((), ("pools", "object"), {}, {"JOBSVC_POOLS": "[]"}),
+    "a field that no pool has": Mistake(
+        (), ("pools.gpu", "`cpus`", "num_cpus"), {}, {"JOBSVC_POOLS": '{"gpu":{"cpus":1}}'}
+    ),
+    "text for a number": Mistake(
+        (), ("pools.gpu.num_gpus", "`float`"), {}, {"JOBSVC_POOLS": '{"gpu":{"num_gpus":"1"}}'}
+    ),
+    "a resource that is no number": Mistake(
+        (), ("pools.gpu.resources", "`float`"), {}, {"JOBSVC_POOLS": '{"gpu":{"resources":{"a":"1"}}}'}
+    ),
+    "fewer at most than at least": Mistake(
+        (), ("pools.default", "max_workers"), {}, UPSIDE_DOWN
+    ),
+    "a number of no form": Mistake((), ("JOBSVC_REPLICAS",), {}, {"JOBSVC_REPLICAS": "two"}),
+    "text for a whole number": Mistake((), ("replicas", "`int`"), {}, {"JOBSVC_REPLICAS": '"2"'}),
+    "a prefix of no form": Mistake((), ("route_prefix", "'jobs'"), {}, {"JOBSVC_ROUTE_PREFIX": "jobs"}),
     "CPUs below nothing": Mistake(
         (), ("pools.default.num_cpus", "-1"), {}, {"JOBSVC_POOLS": '{"default":{"num_cpus":-1}}'}
     ),
@@ -237,10 +255,10 @@ def test_up_says_what_is_wrong_before_anything_starts(case: str, jobsvc: Run, tm
     assert service.find_service(run_dir=tmp_path / "run") is None
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize("case", MISTAKES | MISTAKES_WITH_RAY)
 def test_doctor_finds_the_same(case: str, jobsvc: Run) -> None:
     # given the same mistake, when the doctor is asked
-    mistake = MISTAKES[case]
+    mistake = (MISTAKES | MISTAKES_WITH_RAY)[case]
     said = jobsvc("doctor", mistake)
     # then the row of its check, or the line that refuses the settings, names it
     assert said.code != 0
