@@ -87,7 +87,11 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True):
 def load_cluster_file(path: str | Path) -> ClusterFile:
     """Read a cluster file. Raises InvalidRequest, which names the field, or OSError with the file's name."""
     where = Path(path).expanduser().resolve()
-    return read_cluster_file(where.read_text(), str(where))
+    try:
+        text = where.read_text()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{where} is not text: {error}", "cluster file") from error
+    return read_cluster_file(text, str(where))
 
 
 def read_cluster_file(text: str, path: str) -> ClusterFile:
@@ -95,7 +99,10 @@ def read_cluster_file(text: str, path: str) -> ClusterFile:
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidRequest(f"{path} is not YAML: {error}", "cluster file") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark is not None else path
+        said = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise InvalidRequest(f"{where} is not YAML: {said}", "cluster file") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"{path} is not a cluster file: it has no keys", "cluster file")
     provider = _mapping(document, "provider")

@@ -16,12 +16,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .cluster_file import ClusterFile, NodeType, option_of
 from .errors import InvalidRequest
 from .s3_store import parse_s3_url
-from .settings import PoolSettings, from_environment
+from .settings import PoolSettings, Settings, from_environment
 
 MANAGER, HTTP = "jobsvc_manager", "jobsvc_http"  # resources of the nodes that hold the pair and the ways in
+NODE_HEAD_OPTIONS = frozenset(
+    {"--data", "--port", "--tasks", "--settings", "--s3-endpoint-url", "--cluster", "--json"}
+)
 CLUSTER_TAG = "ray-cluster-name"
 PLACEHOLDER = re.compile(r"FILL_IN_[A-Z_]+")
 IDLE_MINUTES_MAX = 15
@@ -309,6 +314,49 @@ def pools(cluster: ClusterFile) -> Complaints:
             yield f"pool {name}: no node type has this shape ({shape}), so its jobs would wait for ever"
 
 
+def service_settings(cluster: ClusterFile) -> Complaints:
+    """What the head's start commands say to the service, read as the head will read it."""
+    field = "head_start_ray_commands"
+    given = variables(cluster.head_start_commands)
+    environment = {name: value for name, value in given.items() if name.startswith("JOBSVC_")}
+    known = {each.name for each in msgspec.structs.fields(Settings)}
+    for option, value in _options(cluster.head_start_commands):
+        if option not in NODE_HEAD_OPTIONS:
+            yield f"{field}: `jobsvc node head` has no option {option}"
+        elif option == "--settings":
+            name, equals, text = value.partition("=")
+            if not equals or name not in known:
+                yield f"{field}: --settings {value}: there is no such setting"
+            environment[f"JOBSVC_{name.upper()}"] = text
+        elif option == "--port":
+            environment["JOBSVC_PORT"] = value
+    if any(map(is_placeholder, environment.values())):
+        return
+    try:
+        from_environment(environment)
+    except InvalidRequest as error:
+        if not error.field or not error.field.startswith("pools"):  # `pools` has a row of its own
+            yield f"{field}: {error}"
+
+
+def _options(commands: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Options and values of `jobsvc node head`, as far as its command goes."""
+    for command in commands:
+        try:
+            words = shlex.split(command, comments=True)
+        except ValueError:
+            yield command, ""
+            continue
+        for start in (at for at in range(len(words)) if words[at : at + 2] == ["node", "head"]):
+            rest = words[start + 2 :]
+            for at, word in enumerate(rest):
+                if word in ("&&", "||", "|", ";"):
+                    break
+                name, equals, value = word.partition("=")
+                if word.startswith("--"):
+                    yield name, value if equals else "".join(rest[at + 1 : at + 2]).rstrip(";")
+
+
 def _holds(node_type: NodeType, wanted: dict[str, float]) -> bool:
     known = node_type.resources
     # Ray finds out CPU, GPU and memory of an instance type itself where the file is silent.
@@ -372,6 +420,7 @@ CHECKS: dict[str, tuple[Check, str]] = {  # name -> (check, what is said if ther
     "head": (head, "no job CPUs, on demand"),
     "pair": (pair, "two machines for managers"),
     "pools": (pools, "each fits a node type"),
+    "settings": (service_settings, "the service takes them"),
     "start commands": (start_commands, "jobsvc node, with its variables"),
 }
 

@@ -147,7 +147,7 @@ TRAPS: list[tuple[str, Change, str, str]] = [  # what, how the file gets it, whi
      lambda d: edit(d, HEAD, "export ", """export JOBSVC_POOLS='{"default": {"num_cpus": 16}}' """),
      "pools", "16 CPU"),
     ("not a pool", lambda d: edit(d, HEAD, "node head", "node head --settings pools=7"),
-     "pools", "$.pools"),
+     "pools", "pools: Expected"),
     ("no place for data", lambda d: edit(d, HEAD, f"--data s3://{BUCKET}/jobsvc", ""), "data", "--data"),
     ("two places for data", lambda d: edit(d, WORKER, "/jobsvc", "/other"), "data", "/other"),
     ("not a bucket", lambda d: [edit(d, each, BUCKET, "Jobs") for each in (HEAD, WORKER)],
@@ -527,6 +527,42 @@ def test_a_region_that_is_none_is_not_asked(no_credentials: None, tmp_path: Path
     path.write_text(filled_text(FILL_IN_REGION=region))
     last = examine_cluster(str(path))[-1]
     assert (last.check, last.ok) == ("AWS", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("--settings replicas=0", "replicas: must be 1 to 100"),
+        ("--settings lease=3", "--settings lease=3: there is no such setting"),
+        ("--settings retention_seconds", "there is no such setting"),
+        ('--settings \'queues={"q":"none"}\'', "queue 'q' names no known pool"),
+        ("--port 70000", "port: must be 1 to 65,535"),
+        ("--task myapp.tasks", "no option --task"),
+        ("--settings=log_level=LOUD", "LOUD"),
+    ],
+)
+def test_settings_that_the_head_would_refuse_are_named(words: str, named: str) -> None:
+    # given a mistake in what the head's start commands say to the service
+    document = filled_document()
+    commands = document["head_start_ray_commands"]
+    at = next(at for at, each in enumerate(commands) if "jobsvc node head" in each)
+    commands[at] += f" {words}"
+    # then its row names it, and no other row complains
+    bad = failing(examine_file(cluster_of(document)))
+    assert set(bad) - {"tokens", "key"} == {"settings"}
+    assert named in bad["settings"], bad
+
+
+def test_yaml_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    for content, named in (
+        (b"a: 1\nb: [\n", "line 3"),
+        (b"a: \xff", "is not text"),
+        (b"a:\n\t- 1", "line 2"),
+    ):
+        path.write_bytes(content)
+        (found,) = examine_cluster(str(path))
+        assert named in found.found and str(path) in found.found and "\n" not in found.found
 
 
 # --- the command ----------------------------------------------------------------------------------
