@@ -33,6 +33,7 @@ from .discovery import (
     write_down,
 )
 from .errors import InvalidRequest, Unavailable
+from .gone_tasks import words_about_gone_tasks
 from .placed import EXIT_REFUSED, Placed
 from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import Answer, free_port, knock, reachable
@@ -98,19 +99,22 @@ def up(
             return known
         if known is not None:
             _clear_away(known, run_dir, say)
-        _check(settings, token, ray_address, say)
+        tasks = _check(settings, token, ray_address, say)
         port = free_port(settings.host, settings.port)
         if port != settings.port and not (ray_address and settings.route_prefix):
             say(f"port {settings.port} is taken; using {port}")
         try:
-            return _start(settings, token, ray_address, port, run_dir, say)
+            info = _start(settings, token, ray_address, port, run_dir, say)
         except (RayDidNotStart, NotDeployed) as error:
             say(f"{str(error).splitlines()[-1]}\nonce more")
-            return _start(settings, token, ray_address, port, run_dir, say)
+            info = _start(settings, token, ray_address, port, run_dir, say)
+        for word in words_about_gone_tasks(info.urls, token, tasks):
+            say(word)
+        return info
 
 
-def _check(settings: Settings, token: str | None, ray_address: str | None, say: Say) -> None:
-    """Raise what an operator has to put right, before anything starts."""
+def _check(settings: Settings, token: str | None, ray_address: str | None, say: Say) -> list[str]:
+    """Raise what an operator has to put right, before anything starts. Returns the names of the tasks."""
     with contextlib.closing(TaskCheck(settings, service_environment())) as tasks:
         if ray_address:
             check_ray_address(ray_address)
@@ -121,10 +125,11 @@ def _check(settings: Settings, token: str | None, ray_address: str | None, say: 
                 say(f"warning: {warning}")
         for warning in check_store(settings):
             say(f"warning: {warning}")
-        tasks.names(say)
+        names = tasks.names(say)
     owner = check_owner(settings, say)
     if owner is not None:
         say(f"service {owner!r} writes no more: taking its store over")
+    return names
 
 
 def _start(

@@ -54,7 +54,7 @@ LAYERS = {
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings known_variables node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",
-    5: """serve_app guest way_in placed service task_check start_checks doctor demo cluster_down
+    5: """serve_app guest way_in placed gone_tasks service task_check start_checks doctor demo cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster
           cli_node __init__ __main__""",
