@@ -124,10 +124,12 @@ class Wait:
 
     def __init__(self, timeout: float | None, now: float) -> None:
         self.timeout = checked_seconds("timeout", timeout)
-        self.until = None if self.timeout is None else now + self.timeout
+        self.until = math.inf if self.timeout is None else now + self.timeout
+        # An answer that was given in time may be on its way; and a failover is a pause, for a short wait too.
+        self.latest = max(self.until + MARGIN_SECONDS, now + FAILOVER_SECONDS)
 
     def left_seconds(self, now: float) -> float | None:
-        return None if self.until is None else max(0.0, self.until - now)
+        return None if self.until == math.inf else max(0.0, self.until - now)
 
     def slice_seconds(self, now: float) -> float:
         left = self.left_seconds(now)
@@ -143,13 +145,12 @@ class _Deadline:
     """When an exchange is given up: by the client's own deadline, or because the caller's time is over."""
 
     def __init__(
-        self, now: float, deadline_seconds: float | None, wait_seconds: float, until: float | None
+        self, now: float, deadline_seconds: float | None, wait_seconds: float, wait: Wait | None
     ) -> None:
         self._own = math.inf if deadline_seconds is None else now + deadline_seconds
         self._wait_seconds = wait_seconds
         self._waited_seconds = 0.0
-        longest = math.inf if until is None else max(until + MARGIN_SECONDS, now + FAILOVER_SECONDS)
-        self._callers = longest
+        self._callers = math.inf if wait is None else wait.latest
 
     def left_seconds(self, now: float) -> float:
         """For a try that begins now."""
@@ -176,21 +177,19 @@ class Talks:
         self.deadline_seconds = checked_seconds("deadline_seconds", deadline_seconds)
         self.random = random
 
-    def exchange(
-        self, request: Request, now: float, until: float | None = None
-    ) -> Talk[tuple[Answer, float]]:
+    def exchange(self, request: Request, now: float, wait: Wait | None = None) -> Talk[tuple[Answer, float]]:
         """One exchange, sent again until it is answered; the answer, and when it came.
 
-        `until` is when the caller's own time is over. Raises InvalidRequest, Refused, Unavailable,
+        `wait` is the caller's own, that this is a part of. Raises InvalidRequest, Refused, Unavailable,
         WaitTimedOut.
         """
-        deadline = _Deadline(now, self.deadline_seconds, request.wait_seconds, until)
+        deadline = _Deadline(now, self.deadline_seconds, request.wait_seconds, wait)
         route = self.route
         pause, tries = PAUSE_SECONDS, 0
         while True:
             place, wait_seconds = route.place, request.wait_seconds
-            if until is not None:
-                wait_seconds = min(wait_seconds, max(0.0, until - now))
+            if wait is not None:
+                wait_seconds = min(wait_seconds, max(0.0, wait.until - now))
             left = max(wait_seconds + TRY_SECONDS_MIN, deadline.left_seconds(now))
             timeout = min(ANSWER_SECONDS + wait_seconds, left)
             heard = yield Send(_that_waits(request, wait_seconds), route.urls[place], timeout)
@@ -214,7 +213,7 @@ class Talks:
     def job_end(self, path: str, wait: Wait, now: float) -> Talk[dict[str, Any]]:
         """A job's document when it has ended. Raises WaitTimedOut."""
         while True:
-            answer, now = yield from self.exchange(long_poll(path, wait.slice_seconds(now)), now, wait.until)
+            answer, now = yield from self.exchange(long_poll(path, wait.slice_seconds(now)), now, wait)
             document: dict[str, Any] = msgspec.json.decode(answer.content)
             if document["state"] in TERMINAL_STATES:
                 return document
@@ -227,10 +226,10 @@ class Talks:
 
         `has_ended`: the result is there, so it may take as long as any request.
         """
-        until = None if has_ended else wait.until
+        part_of = None if has_ended else wait
         while True:
             poll = long_poll(path, wait.slice_seconds(now), (200, 202, 409))
-            answer, now = yield from self.exchange(poll, now, until)
+            answer, now = yield from self.exchange(poll, now, part_of)
             if answer.status_code != 202:
                 return answer
             wait.check(now, f"job {job_id} has no result")

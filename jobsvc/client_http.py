@@ -32,6 +32,7 @@ from .client_core import (
     Step,
     Talk,
     Talks,
+    Wait,
     checked_key,
     fits_header,
 )
@@ -199,7 +200,7 @@ class Connection:
         if method != "GET":
             all_headers["Idempotency-Key"] = self._own_key(wait_seconds) if key is None else checked_key(key)
         request = Request(method, path, content, params, all_headers, wait_seconds, good)
-        answer, _ = self.run(lambda now: self.talks.exchange(request, now, _until.get()))
+        answer, _ = self.run(lambda now: self.talks.exchange(request, now, _wait.get()))
         return answer
 
     def _own_key(self, wait_seconds: float) -> str:
@@ -250,17 +251,17 @@ class LineStream:
 
 
 # A caller's own time for all that is asked meanwhile, in this thread.
-_until: contextvars.ContextVar[float | None] = contextvars.ContextVar("until", default=None)
+_wait: contextvars.ContextVar[Wait | None] = contextvars.ContextVar("wait", default=None)
 
 
 @contextlib.contextmanager
-def patience(until: float | None) -> Iterator[None]:
-    """What is asked in here is given up at that time, by WaitTimedOut."""
-    token = _until.set(until)
+def patience(wait: Wait) -> Iterator[None]:
+    """What is asked in here is part of that wait, and given up with it, by WaitTimedOut."""
+    token = _wait.set(wait)
     try:
         yield
     finally:
-        _until.reset(token)
+        _wait.reset(token)
 
 
 def sent(step: Send) -> dict[str, Any]:

@@ -249,7 +249,7 @@ class JobSet:
         if self._lock.acquire(timeout=seconds):  # else another thread reads; what it finds is for all
             try:
                 if len(self._order) <= known:
-                    with patience(wait.until):
+                    with patience(wait):
                         is_all = self._read_page(seconds)
             finally:
                 self._lock.release()

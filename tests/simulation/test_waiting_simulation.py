@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ HOUR_SECONDS = 3_600.0
 DAY_SECONDS = 24 * HOUR_SECONDS
 LATE_SECONDS = 0.3  # of an answer on a healthy service
 FAILOVER_SECONDS = 15.0
+ROUGH_SECONDS = 600.0
 NO_END = [None, math.inf, DAY_SECONDS]
 # below, at and above every limit on the way: 10, 15, 20, 30, 60, 60 + 20 s
 TIMEOUTS = [0.0, 0.5, 9.0, 14.0, 15.0, 16.0, 20.0, 21.0, 30.0, 59.0, 60.0, 61.0, 79.0, 81.0, 900.0]
@@ -146,6 +148,82 @@ def test_jobs_are_awaited_in_a_loop_for_hours(fault: str, seed: int, monkeypatch
         assert found == ["slept"] * (len(handles) - 4) + [["slept", "slept"]]
 
     run(story, monkeypatch, seed, heartbeat_seconds=15.0)
+
+
+class Caller:
+    """One program with a client of its own: it sends jobs, and waits for them in one way or another."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._random = Random(world.random.random())
+        self._client = world.client()
+        self.problems: list[str] = []
+
+    async def live(self) -> None:
+        random = self._random
+        ways = [self._results, self._as_completed, self._one, self._timed]
+        while self._world.loop.time() < ROUGH_SECONDS:
+            seconds = [random.choice((0.01, 1.0, 7.0, 25.0, 90.0)) for _ in range(random.choice((1, 1, 3)))]
+            way = random.choice([*ways, self._awaited])
+            try:
+                if way == self._awaited:
+                    await self._awaited(seconds)
+                else:
+                    await blocking(lambda way=way, seconds=seconds: way(seconds))  # type: ignore[misc]
+            except Exception as error:
+                self.problems.append(f"{way.__name__}({seconds}) at {self._world.loop.time():.1f}: {error!r}")
+            await asyncio.sleep(random.choice((0.0, 1.0, 40.0)))
+
+    def _map(self, seconds: list[float]) -> Any:
+        return self._client.map("jobsvc.sleep", seconds, progress=False)
+
+    def _results(self, seconds: list[float]) -> None:
+        assert self._map(seconds).results() == ["slept"] * len(seconds)
+
+    def _as_completed(self, seconds: list[float]) -> None:
+        jobs = self._map(seconds)
+        assert {job.id for job in jobs.as_completed()} == set(jobs.ids)
+
+    def _one(self, seconds: list[float]) -> None:
+        assert self._client.enqueue("jobsvc.sleep", seconds[0]).result() == "slept"
+
+    def _timed(self, seconds: list[float]) -> None:
+        """Again and again until it has ended, as callers do who look at something else in between."""
+        jobs, loop = self._map(seconds), self._world.loop
+        timeout = self._random.choice((0.0, 0.5, 12.0, 30.0))
+        while True:
+            began = loop.time()
+            try:
+                jobs.wait(timeout)
+                return
+            except WaitTimedOut:
+                assert loop.time() - began <= max(timeout + 2.5, 10.5), "late"
+                _sleep(1.0)
+
+    async def _awaited(self, seconds: list[float]) -> None:
+        jobs = await blocking(lambda: self._map(seconds))
+        assert [await job async for job in jobs] == ["slept"] * len(seconds)
+
+
+@pytest.mark.parametrize("first", range(0, 16, 4))
+def test_callers_of_every_kind_outlast_rough_times(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        # given callers that send jobs and wait for them all the time
+        callers = [Caller(world) for _ in range(6)]
+        lives = [world.loop.create_task(caller.live()) for caller in callers]
+        # when something breaks every minute or so
+        while world.loop.time() < ROUGH_SECONDS:
+            await asyncio.sleep(world.random.expovariate(1.0) * 40.0)
+            FAULTS[world.random.choice([*FAULTS])](world)
+        # then each has had the results of all its jobs, and no error
+        await asyncio.wait(lives, timeout=1_000.0)
+        assert all(life.done() for life in lives)
+        assert [problem for caller in callers for problem in caller.problems] == []
+        assert world.lost > 0
+
+    for seed in range(first, first + 4):
+        with monkeypatch.context() as patch:
+            run(story, patch, seed)
 
 
 def test_a_client_that_sleeps_between_its_calls_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,7 +157,7 @@ def test_what_is_sent_again_late_asks_for_no_more_wait_than_is_left() -> None:
     assert world.now == pytest.approx(20.0, abs=0.1)
     poll = Request("GET", "/c", params={"after": 7, "wait": 20.0}, wait_seconds=20.0)
     again = World(lambda w, _: (12.0, None) if w.now == 0 else (0.1, json({})))
-    again.run(again.talks.exchange(poll, 0.0, 20.0))
+    again.run(again.talks.exchange(poll, 0.0, Wait(20.0, 0.0)))
     asked = again.sent[1][1].request.params
     assert asked is not None and asked["after"] == 7 and asked["wait"] <= 8.0
 
