@@ -53,6 +53,9 @@ def _time(seconds: float) -> str:
     return f"{_date(second)}.{micros // 1000:03d}Z"
 
 
+_shared_time = lru_cache(maxsize=1024)(_time)  # many jobs came, or ended, in the same record
+
+
 def _attempt(attempt: AttemptRecord) -> _AttemptLine:
     return _AttemptLine(
         attempt.number,
@@ -76,8 +79,8 @@ def ndjson(jobs: Sequence[Job]) -> bytes:
                 options.task,
                 options.queue,
                 job.state.value,
-                _time(job.created_at),
-                _time(details.finished_at),
+                _shared_time(job.created_at),
+                _shared_time(details.finished_at),
                 dict(options.labels),
                 options.batch,
                 [_attempt(each) for each in details.history],

@@ -107,7 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # time
     retention_seconds: float = 7 * 86_400.0
-    retained_jobs_max: int = 1_000_000
+    retained_jobs_max: int = 1_000_000  # at most half of max_jobs counts
     idempotency_seconds: float = 86_400.0
 
     # journal
