@@ -55,7 +55,7 @@ lint: setup  ## ruff and mypy
 notebooks: setup  ## run the notebooks and write their outputs anew
 	$(BIN)/python -m tests.notebooks.runner
 
-bench: setup  ## the figures of the README, on this machine (about ten minutes)
+bench: setup  ## the figures of the README, on this machine (about twenty minutes)
 	$(BIN)/python -m benchmarks
 
 bench-scaling: setup  ## how one leader scales: against queued jobs and against workers (about ten minutes)

@@ -11,6 +11,7 @@ import platform
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -28,12 +29,13 @@ def machine() -> str:
     return f"{cpu()}, Python {platform.python_version()}"
 
 
-def start(folder: Path, data: str, endpoint: str | None) -> Bench:
+def start(folder: Path, data: str, endpoint: str | None, **limits: Any) -> Bench:
     settings = Settings(
         data=data,
         s3_endpoint_url=endpoint,
         tasks=("benchmarks.bench_tasks",),
         pools={"default": PoolSettings(min_workers=2, max_workers=2)},
+        **limits,
     )
     run_dir = folder / "run"
     info = service.up(settings, run_dir=run_dir, say=lambda _: None)
@@ -44,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", choices=["directory", "s3"], default="directory")
     parser.add_argument("--only", nargs="*", choices=sorted(figures.ALL), default=sorted(figures.ALL))
+    parser.add_argument("--sustained-seconds", type=float, default=figures.SUSTAINED_SECONDS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found: list[Figure] = []
@@ -55,11 +58,20 @@ def main() -> None:
 
             server = stack.enter_context(running_s3())
             data, endpoint = server.settings("bench").data, server.endpoint_url
-        bench = start(folder, data, endpoint)
-        stack.callback(lambda: service.down(run_dir=bench.run_dir, say=lambda _: None))
+        bench: Bench | None = None
         for name in figures.ALL:
             if name not in options.only:
                 continue
+            if bench is None or name == "sustained":  # which has limits, and so a service, of its own
+                if bench is not None:
+                    service.down(run_dir=bench.run_dir, say=lambda _: None)
+                own = folder / name
+                own.mkdir()
+                limits = figures.SMALL_LIMITS if name == "sustained" else {}
+                bench = start(own, f"{data}-{name}", endpoint, **limits)
+                bench.sustained_seconds = options.sustained_seconds
+                run_dir = bench.run_dir
+                stack.callback(lambda run_dir=run_dir: service.down(run_dir=run_dir, say=lambda _: None))
             for figure in figures.ALL[name](bench):
                 figure.store, figure.machine = options.store, machine()
                 found.append(figure)

@@ -27,6 +27,10 @@ SINGLE_SECONDS = 8.0
 CONNECTIONS = 32
 BATCH_JOBS = 2_000
 MILLION = 1_000_000
+SUSTAINED_CALLERS = 3
+SUSTAINED_BATCH = 2_000
+SUSTAINED_SECONDS = 600.0
+SMALL_LIMITS: dict[str, Any] = {"max_jobs": 300_000, "retained_jobs_max": 100_000}  # for `sustained`
 
 
 class Figure(msgspec.Struct):
@@ -46,6 +50,7 @@ class Bench:
         self.run_dir = run_dir
         self.info = info
         self.client = Client(info.urls, deadline_seconds=60)
+        self.sustained_seconds = SUSTAINED_SECONDS
 
     @property
     def url(self) -> str:
@@ -295,6 +300,43 @@ def a_million(bench: Bench) -> list[Figure]:
     return figures
 
 
+def sustained(bench: Bench) -> list[Figure]:
+    """The rate and the leader's memory in the first minute of full load, and in the last."""
+    seconds, spans = bench.sustained_seconds, []
+    window = min(60.0, seconds / 4)
+    done = [0] * SUSTAINED_CALLERS
+    began = time.monotonic()
+
+    def call(caller: int) -> None:
+        client = Client(bench.info.urls, deadline_seconds=60)
+        while time.monotonic() < began + seconds:
+            items = [argument(number) for number in range(SUSTAINED_BATCH)]
+            client.map(noop, items, progress=False).wait(120)
+            done[caller] += SUSTAINED_BATCH
+
+    callers = [threading.Thread(target=call, args=(caller,)) for caller in range(SUSTAINED_CALLERS)]
+    for thread in callers:
+        thread.start()
+    for start in (0.0, seconds - window):
+        time.sleep(max(0.0, began + start - time.monotonic()))
+        before, at = sum(done), time.monotonic()
+        time.sleep(window)
+        rate = (sum(done) - before) / (time.monotonic() - at)
+        spans.append((rate, psutil.Process(bench.leader()["pid"]).memory_info().rss))
+    for thread in callers:
+        thread.join()
+    held = sum(bench.client.status()["counts"].values())
+    notes = f"{seconds:g} s of full load, {sum(done):,} jobs, {held:,} held at the end"
+    return [
+        figure
+        for (rate, rss), when in zip(spans, ("first", "last"), strict=True)
+        for figure in (
+            Figure(f"sustained, {when} {window:g} s", rate, "jobs/s", notes),
+            Figure(f"leader's memory after the {when} {window:g} s", rss / 1e6, "MB", notes),
+        )
+    ]
+
+
 ALL: dict[str, Callable[[Bench], list[Figure]]] = {
     "latency": idle_latency,
     "singles": single_puts,
@@ -305,4 +347,5 @@ ALL: dict[str, Callable[[Bench], list[Figure]]] = {
     "rerun": rerun,
     "idle": idle_cost,
     "million": a_million,
+    "sustained": sustained,
 }
