@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
+from types import TracebackType
 from typing import Any
 
 from . import commands as c
@@ -47,6 +47,31 @@ class _Trouble:
         self.text = ""
 
 
+class _Alone:
+    """A part at work. Every report comes by here a few times, so it is no generator."""
+
+    __slots__ = ("_bulkheads", "_part", "_subject")
+
+    def __init__(self, bulkheads: Bulkheads, part: str, subject: str) -> None:
+        self._bulkheads = bulkheads
+        self._part = part
+        self._subject = subject
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if error is None:
+            self._bulkheads.worked(self._part, self._subject)
+            return False
+        if isinstance(error, ENDS_ALL) or not isinstance(error, Exception):
+            return False
+        self._bulkheads.failed(self._part, error, self._subject)
+        return True
+
+
 class Bulkheads:
     """The parts of one process, and what is wrong with them. A part may have a subject: a pool, a worker."""
 
@@ -58,17 +83,9 @@ class Bulkheads:
 
     # --- guarding ---
 
-    @contextmanager
-    def alone(self, part: str, subject: str = "") -> Iterator[None]:
-        """What raises in here ends here."""
-        try:
-            yield
-        except ENDS_ALL:
-            raise
-        except Exception as error:
-            self.failed(part, error, subject)
-        else:
-            self.worked(part, subject)
+    def alone(self, part: str, subject: str = "") -> _Alone:
+        """For `with`: what raises in there ends there."""
+        return _Alone(self, part, subject)
 
     def call(self, part: str, work: Callable[..., object], *arguments: Any) -> None:
         """One call, guarded in the same way."""
@@ -79,7 +96,8 @@ class Bulkheads:
         except Exception as error:
             self.failed(part, error)
         else:
-            self.worked(part)
+            if self._troubles:
+                self.worked(part)
 
     def count(self, tally: Callable[..., object], *arguments: Any) -> None:
         """Something is counted for metrics, if that works."""

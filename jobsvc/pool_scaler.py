@@ -34,6 +34,7 @@ from .scaling import (
     impossible,
     outlook,
     shape_of,
+    since,
     wanted_workers,
     while_held_back,
 )
@@ -51,6 +52,7 @@ QUEUED_SEEN, LANES_SEEN, HELD_SEEN = (
 )  # jobs that are looked at for their tasks, of a pool, of a worker
 MACHINES_EVERY_SECONDS = 3.0
 PART, POOL_PART, START_PART = "scaler", "pool", "start of workers"
+LONG_START_SECONDS = 15.0  # then it is said since when they have been starting
 MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
 
 
@@ -271,12 +273,14 @@ class PoolScaler:
         if never is not None:
             return text + never
         text += f"{starting} worker{'s' if starting > 1 else ''} to start"
-        if now - self._starting_since.setdefault(pool, now) < PATIENCE_SECONDS:
+        seconds = now - self._starting_since.setdefault(pool, now)
+        if seconds < PATIENCE_SECONDS:
             return text  # they have a machine, and will be there in a moment
-        if machines is None:
-            return text
-        why = outlook(machines, shape_of(pool_settings), self._leader.commits.now())
-        return f"{text}: {why}" if why else text
+        log_time = self._leader.commits.now()
+        why = outlook(machines, shape_of(pool_settings), log_time) if machines is not None else None
+        if why is not None:
+            return f"{text}: {why}"
+        return text + since(log_time - seconds) if seconds > LONG_START_SECONDS else text
 
     async def _look_for_machines(self) -> Machines | None:
         now = self._now()
