@@ -20,6 +20,7 @@ PANELS = {
     "Service": (
         cli_service.up,
         cli_service.down,
+        cli_service.reload,
         cli_service.status,
         cli_service.doctor,
         cli_service.demo,

@@ -24,6 +24,7 @@ from .cli_output import (
     say,
 )
 from .client_tables import STATES, status_rows
+from .service_code import GRACE_SECONDS
 from .settings import Settings, from_environment
 
 DEFAULT_DATA = "~/.jobsvc/data"
@@ -129,6 +130,23 @@ def down(service: ServiceOption = "jobsvc", cluster: ClusterOption = None, json:
         if not ended:
             say(f"no service named {service} is known here")
             raise typer.Exit(EXIT_NOT_FOUND)
+
+
+def reload(
+    service: ServiceOption = "jobsvc",
+    grace: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that jobs may go on with the old code; then they are given back."),
+    ] = GRACE_SECONDS,
+    json: JsonOption = False,
+) -> None:
+    """Bring changed code of the tasks into the running service, without losing a job or a request."""
+    from . import service as services
+
+    with errors_as_exit_codes():
+        code = services.reload(service, grace_seconds=grace, say=say)
+        if json:
+            print_json({"service": service, "code": code.digest, "tasks": code.tasks})
 
 
 def status(

@@ -219,6 +219,6 @@ def _pools(settings: Settings) -> list[Finding]:
 
 def _tasks(settings: Settings) -> Finding:
     try:
-        return Finding("tasks", True, ", ".join(check_tasks(settings, service_environment())))
+        return Finding("tasks", True, ", ".join(check_tasks(settings, service_environment()).tasks))
     except InvalidRequest as error:
         return Finding("tasks", False, error.detail)

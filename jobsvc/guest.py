@@ -22,9 +22,10 @@ from .leader_links import MANAGER_NAMES
 from .manager_actor import WORKER_PREFIX, start_managers
 from .placed import Placed
 from .ports import reachable
+from .ray_code import forget_code
 from .serve_app import run_under_serve
 from .settings import Settings, encode_settings
-from .way_in import NAME_PREFIX, start_ways_in
+from .way_in import NAME_PREFIX, renew_ways_in, start_ways_in
 
 NO_PROXY = "NoServer"
 HEAD_ONLY = "HeadOnly"
@@ -49,6 +50,15 @@ def place(settings: Settings, token_file: str | None, token: str | None) -> Plac
             take_out(settings.service, placed.started_serve)
         raise
     return placed
+
+
+def renew_http(settings: Settings, token_file: str | None, token: str | None) -> None:
+    """Have what answers HTTP load its modules anew."""
+    if settings.route_prefix:
+        settings, _ = beside_applications(settings, token, is_new=False)
+        run_under_serve(settings, token_file)
+    else:
+        renew_ways_in(settings)
 
 
 def beside_applications(settings: Settings, token: str | None, is_new: bool) -> tuple[Settings, bool]:
@@ -122,5 +132,6 @@ def take_out(service: str, started_serve: bool) -> None:
             ray.kill(ray.get_actor(name, service), no_restart=True)
         except ValueError:
             continue  # it has ended
+    forget_code(service)
     if started_serve and not serve.status().applications:
         serve.shutdown()  # type: ignore[no-untyped-call]

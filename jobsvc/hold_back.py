@@ -38,6 +38,10 @@ class HoldBack:
         was_held, self.told, self._failures = self.told is not None, None, 0
         return was_held
 
+    def begins_anew(self) -> None:
+        """Something has changed: what failed before may work now."""
+        self._failures = 0
+
     @property
     def pause_seconds(self) -> float:
         """Before the next process is tried."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from .job_deaths import memory_error
-from .job_frames import BOARD_BYTES, LENGTH, Board, EndFrame, JobFrame, ReadyJob, Setup, frame
+from .job_frames import BOARD_BYTES, LENGTH, Board, EndFrame, JobFrame, Loaded, ReadyJob, Setup, frame
 from .job_output import OutputKeeper, OutputSplitter
 from .jobs import ErrorInfo
 from .process_tree import TOKEN_VARIABLE, ProcessTree
@@ -39,6 +39,7 @@ class JobChild:
         self.sent_bytes = 0
         self.ready = False  # its tasks are loaded, and it may run jobs
         self.is_unfit = False  # it has turned out that it cannot
+        self.loaded = Loaded()
         self.jobs_left = setup.growth.jobs_max or sys.maxsize  # that it will still run
         self.exited = asyncio.Event()
         self.keeper = OutputKeeper(log_bytes_max)  # output since the last mark

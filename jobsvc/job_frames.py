@@ -72,6 +72,8 @@ class Loaded(msgspec.Struct, array_like=True):
     """What a child has loaded: why it is not fit to run anything, if so, a line for each module."""
 
     problems: list[str] = []
+    modules: dict[str, str] = {}  # of the project, with digests of their files
+    tasks: list[str] = []
 
 
 class JobFrame(msgspec.Struct, gc=False, array_like=True):

@@ -41,6 +41,7 @@ from .jobs import TASK_UNKNOWN, ErrorInfo, id_text
 from .process_growth import ProcessGrowth
 from .process_state import ProcessState
 from .process_tree import become_subreaper
+from .project_code import project_modules
 from .tasks import CODE_REFUSED, Registry, TasksNotLoaded, builtin_registry
 
 _PR_SET_PDEATHSIG = 1
@@ -90,7 +91,7 @@ class JobProcess:
         setup = msgspec.msgpack.decode(self._read_frame() or b"", type=Setup)
         sys.path[:] = setup.sys_path
         self._setup = setup
-        loaded = Loaded(self._load(setup))
+        loaded = self._load(setup)
         self._children = JobChildren(setup.kill_grace_seconds)
         self._loop = JobLoop()
         setproctitle(_TITLE_IDLE)  # the first time it moves the environment
@@ -112,9 +113,10 @@ class JobProcess:
             if not more.poll(_IDLE_MILLISECONDS):
                 self._look()
 
-    def _load(self, setup: Setup) -> list[str]:
-        """Import the tasks. Returns what is wrong: a process with half of them is not fit to run any."""
+    def _load(self, setup: Setup) -> Loaded:
+        """Import the tasks, and say what was found. A process with half of them is not fit to run any."""
         self._registry = builtin_registry(setup.allow_shell)
+        before = list(sys.modules)
         problems: list[str] = []
         for module in setup.tasks:
             try:
@@ -122,7 +124,7 @@ class JobProcess:
             except TasksNotLoaded as error:
                 traceback.print_exc()
                 problems.append(error.detail)
-        return problems
+        return Loaded(problems, project_modules(before), self._registry.names())
 
     def _read_frame(self) -> bytes | None:
         head = self._jobs.read(LENGTH.size)

@@ -46,18 +46,18 @@ from .job_frames import (
     RENEWED,
     EndFrame,
     HeldBack,
-    JobEnded,
     JobKey,
     Loaded,
-    OutputChunk,
     ReadyJob,
     RunnerEvent,
     RunningJob,
 )
 from .job_output import ChunkPace
 from .job_start import start_child
-from .jobs import TASK_UNKNOWN, ErrorInfo, Outcome
+from .jobs import ErrorInfo, Outcome
 from .process_tree import become_subreaper
+from .runner_news import RunnerNews
+from .service_code import ServiceCode
 from .settings import DEFAULT_POOL, MIB, Settings
 
 SENT_JOBS_MAX = 256
@@ -99,16 +99,16 @@ class ProcessRunner:
         self._dying: JobChild | None = None
         self._kill: _Kill | None = None
         self._burials: set[asyncio.Task[None]] = set()
-        self._events: list[RunnerEvent] = []
-        self._news = asyncio.Event()
+        self._news = RunnerNews()
         self._work = asyncio.Event()
         self._closed = False
         self._hold = HoldBack()
-        self._ability_changed = False  # and `next_events` has not returned since
+        self._try_now = asyncio.Event()
+        self._code: ServiceCode | None = None  # that jobs may run with; None: any
+        self._is_renewing = False  # the process has other code: it gets no more jobs
         self._funerals_due = 0.0
         self._chunk_pace = ChunkPace()
         self._look_task: asyncio.Task[None] | None = None
-        self._defect: BaseException | None = None  # of a task of ours; `next_events` raises it
 
     # --- what a worker calls ---
 
@@ -156,14 +156,26 @@ class ProcessRunner:
 
     async def next_events(self) -> list[RunnerEvent]:
         """What has happened since the last call; waits until something has."""
-        if not self._events and self._defect is None and not self._ability_changed:
-            self._news.clear()
-            await self._news.wait()
-        if self._defect is not None:
-            raise self._defect
-        self._ability_changed = False
-        events, self._events = self._events, []
-        return events
+        return await self._news.next()
+
+    def use_code(self, code: ServiceCode) -> None:
+        """From now on jobs run with this code. What runs with other code may end, or has `grace_seconds`."""
+        before, self._code = self._code, code
+        child = self._child
+        if child is None or not child.ready:
+            self._hold.begins_anew()
+            self._try_now.set()
+            return  # the one that comes up will be looked at
+        is_reload = before is not None and before.edition != code.edition
+        differs = code.problem_of(child.loaded.modules, child.loaded.tasks) is not None
+        self._is_renewing = is_reload or differs
+        if not self._is_renewing:
+            self._feed()
+            return
+        self._recall(child)
+        if not self._renew_idle(child):
+            loop = asyncio.get_running_loop()
+            loop.call_later(code.grace_seconds, self._renew_busy, child)
 
     async def close(self) -> None:
         """Kill whatever runs. No event comes of it."""
@@ -191,12 +203,15 @@ class ProcessRunner:
             return None
         child.watch(lambda: self._results_waiting(child), lambda: self._exited(child))
         self._started_at = time.monotonic()
+        self._is_renewing = False
         self._work.set()
         return child
 
     def _feed(self) -> None:
         child = self._child
         if child is None or not child.ready or self._dying is not None or not self._queue:
+            return
+        if self._is_renewing:
             return
         jobs = []
         room = min(SENT_JOBS_MAX, child.jobs_left) - len(child.sent)
@@ -240,6 +255,8 @@ class ProcessRunner:
         """Returns the seconds until the next look."""
         taken = self._take_results(child)
         self._feed()
+        if self._is_renewing:
+            self._renew_idle(child)
         return _results_pause(len(child.sent), taken)
 
     def _take_results(self, child: JobChild) -> list[EndFrame]:
@@ -254,46 +271,26 @@ class ProcessRunner:
                 _log.info("job process %d is renewed: %s", child.pid, end.error and end.error.message)
             elif (job := child.settle(end.number)) is not None:
                 child.jobs_left -= 1
-                self._say_ended(job, end, output)
+                kill = self._kill
+                killed = kill is not None and kill.number == end.number
+                self._news.ended(job, end, output, (kill.outcome, kill.error) if kill and killed else None)
         if child.outputs and not child.sent:
             child.outputs.clear()  # nobody is left to claim them
         return ends
 
-    def _say_ended(self, job: ReadyJob, end: EndFrame, output: bytes) -> None:
-        outcome = Outcome.SUCCEEDED if end.error is None else Outcome.RAISED
-        error, final, ended_at = end.error, end.final, end.ended_at
-        if error is not None and error.type == TASK_UNKNOWN:
-            outcome, ended_at = Outcome.RELEASED, end.started_at  # nothing of it has run
-        kill = self._kill
-        if kill is not None and kill.number == end.number and outcome is Outcome.RAISED:
-            outcome, error, final = kill.outcome, kill.error, False
-        if output:
-            self._events.append(OutputChunk(job.job_id, job.attempt, output))
-        self._events.append(
-            JobEnded(
-                job.job_id,
-                job.attempt,
-                outcome,
-                end.started_at,
-                ended_at,
-                end.seconds,
-                end.content,
-                end.data,
-                error,
-                final,
-            )
-        )
-        self._news.set()
-
     # --- processes that cannot work ---
 
     def _has_loaded(self, child: JobChild, loaded: Loaded) -> None:
-        if loaded.problems:
-            self._is_unfit(child, "; ".join(loaded.problems))
+        child.loaded = loaded
+        problem = "; ".join(loaded.problems) or None
+        if problem is None and self._code is not None:
+            problem = self._code.problem_of(loaded.modules, loaded.tasks)
+        if problem is not None:
+            self._is_unfit(child, problem)
             return
         child.ready = True
         if self._hold.ends():
-            self._say_ability()
+            self._news.ability_changed()
 
     def _is_unfit(self, child: JobChild, why: str) -> None:
         """It has run no job and will run none. Its burial starts the next one."""
@@ -306,15 +303,23 @@ class ProcessRunner:
 
     def _give_back(self) -> None:
         """Held back: what waits here could run elsewhere."""
-        now = time.time()
-        for job in self._queue:
-            self._events.append(JobEnded(job.job_id, job.attempt, Outcome.RELEASED, now, now, 0.0))
+        self._news.given_back(self._queue, time.time())
         self._queue.clear()
-        self._say_ability()
+        self._news.ability_changed()
 
-    def _say_ability(self) -> None:
-        self._ability_changed = True
-        self._news.set()
+    def _renew_idle(self, child: JobChild) -> bool:
+        """End a process whose code is another, if it runs nothing; its burial starts the next one."""
+        if child.sent:
+            return False
+        child.tree.signal_all(signal.SIGKILL)
+        if not child.exited.is_set():
+            os.kill(child.pid, signal.SIGKILL)
+        return True
+
+    def _renew_busy(self, child: JobChild) -> None:
+        """Its time is over: what it still runs is given back."""
+        if self._is_renewing and child is self._child and (running := child.current) is not None:
+            self._begin_kill(_Kill(running[0], Outcome.RELEASED, None, self._settings.kill_grace_seconds))
 
     # --- looking after the running job ---
 
@@ -373,8 +378,7 @@ class ProcessRunner:
         child.read_output()  # after `number` was seen to run: what follows the last mark is its own
         waiting = child.keeper.waiting_bytes
         if number not in child.outputs and self._chunk_pace.is_due(seconds, waiting):
-            self._events.append(OutputChunk(job.job_id, job.attempt, child.keeper.take()))
-            self._news.set()
+            self._news.output(job, child.keeper.take())
 
     # --- killing and burying ---
 
@@ -452,25 +456,21 @@ class ProcessRunner:
                 if kill is not None and by_kill
                 else (Outcome.CRASHED, crash_error(exit_code))
             )
-            self._say_dead(job, outcome, error, seconds, output)
+            ended_at = time.time()
+            self._news.output(job, output)
+            self._news.died(job, outcome, error, ended_at - seconds, ended_at)
         self._queue.extendleft(reversed(child.sent.values()))
         child.sent.clear()
         if self._hold.told is not None:
             self._give_back()
 
-    def _say_dead(
-        self, job: ReadyJob, outcome: Outcome, error: ErrorInfo | None, seconds: float, output: bytes = b""
-    ) -> None:
-        ended_at = time.time()
-        if output:
-            self._events.append(OutputChunk(job.job_id, job.attempt, output))
-        self._events.append(
-            JobEnded(job.job_id, job.attempt, outcome, ended_at - seconds, ended_at, seconds, error=error)
-        )
-        self._news.set()
-
     async def _replace(self) -> None:
-        await asyncio.sleep(self._hold.pause_seconds)
+        self._try_now.clear()
+        try:
+            async with asyncio.timeout(self._hold.pause_seconds):
+                await self._try_now.wait()
+        except TimeoutError:
+            pass  # it has not become more likely, but perhaps it works
         if not self._closed:
             self._child = self._started()
 
@@ -481,8 +481,7 @@ class ProcessRunner:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._burials.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._defect = error
-            self._news.set()
+            self._news.defect(error)
 
 
 def _results_pause(sent: int, taken: Sequence[EndFrame]) -> float:

@@ -23,6 +23,7 @@ from typing import Any
 import msgspec
 
 from .errors import InvalidRequest
+from .service_code import ServiceCode
 
 FORMAT_VERSION = 1
 TASK_UNKNOWN = "TaskUnknown"  # the error of an attempt that was given back because nobody has its task
@@ -219,6 +220,7 @@ class WorkerReport(msgspec.Struct, array_like=True):
     actor: str = ""  # its id in Ray
     held_back: str | None = None  # why it can run nothing now, for people; it then asks for nothing
     held_back_since: float = 0.0  # wall clock
+    code: str = ""  # digest of the service's code as it knows it
 
 
 class Grant(msgspec.Struct, gc=False, array_like=True):
@@ -242,6 +244,7 @@ class WorkerOrders(msgspec.Struct, array_like=True, tag="orders"):
     lease_seconds: float = 30.0
     put_interval_seconds: float = 0.0  # this worker's share of the service's PUTs; 0: no limit
     epoch: int = 0  # whose word this is: after that of a later one it counts for nothing
+    code: ServiceCode | None = None  # the worker's is another: nothing is leased before it says this one
 
 
 class NotLeader(msgspec.Struct, array_like=True, tag="not_leader"):

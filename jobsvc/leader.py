@@ -42,6 +42,7 @@ from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .retirement import Retirement
 from .scaling import TaskSeconds
+from .service_code import ServiceCode
 from .settings import Settings
 from .settling import Settling
 from .state_history import StateHistory
@@ -69,6 +70,7 @@ class Leader:
         clock: LogClock,
         jump_seconds: float = 0.0,
         history: StateHistory | None = None,
+        code: ServiceCode | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.name = name
@@ -113,6 +115,10 @@ class Leader:
             writer.cluster_id,
         )
         self._jump_seconds = jump_seconds
+        self._code: ServiceCode | None = None
+        self._code_digest = ""
+        if code is not None:
+            self.use_code(code)
         self._failed_jobs = 0
         self._retirement = Retirement(state, self.commits, store, self._limits)
 
@@ -269,6 +275,13 @@ class Leader:
             await self.commits.proved()  # a leader that was replaced may only be behind the reader's place
         await self.commits.settled()
 
+    def use_code(self, code: ServiceCode) -> None:
+        """The service's code from now on: every worker hears of it."""
+        self._code, self._code_digest = code, code.digest
+        self.reads.known_tasks = frozenset(code.tasks)
+        for worker in self.registry.workers.values():
+            worker.wake()
+
     # --- calls of workers ---
 
     async def report(self, report: WorkerReport) -> WorkerOrders:
@@ -296,8 +309,9 @@ class Leader:
         try:
             stale = self._settle(report)
             orders = self._orders(worker, report)
-            self.leasing.serve(worker, report, orders)
-            if not (orders.grants or orders.drop or orders.cancel or orders.retire):
+            if orders.code is None:
+                self.leasing.serve(worker, report, orders)
+            if not (orders.grants or orders.drop or orders.cancel or orders.retire or orders.code):
                 await _wait_for(mine, _patience_seconds(report))
                 overtaken = worker.waiting is not mine
                 orders = self._no_orders() if overtaken else self._orders(worker, report)
@@ -336,6 +350,8 @@ class Leader:
         """Leases that the worker does not name, and what it must stop."""
         orders = self._no_orders()
         orders.retire = worker.retiring
+        if self._code is not None and report.code != self._code_digest:
+            orders.code, worker.can_take = self._code, 0  # it would run jobs with what it has
         held = self.state.leases.get(worker.name, {})
         holding = set(report.holding)
         missing: list[Job] = []

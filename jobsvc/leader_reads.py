@@ -9,7 +9,7 @@ import msgspec
 from . import commands as c
 from . import job_views
 from .errors import Refusal
-from .jobs import State
+from .jobs import JobOptions, State
 from .queue_state import QueueState
 from .scaling import since
 from .settings import Settings
@@ -41,6 +41,7 @@ class LeaderReads:
         self._settings = settings
         self._pool_views = pool_views
         self._clock = clock
+        self.known_tasks: frozenset[str] | None = None  # of the service's code, where that is known
         self._store_id = cluster_id.hex()[-STORE_ID_DIGITS:]
 
     def answer(self, query: c.Query) -> c.Reply:
@@ -87,10 +88,24 @@ class LeaderReads:
                 continue
             if view.worker in self._registry.workers:
                 view.actor = self._registry.workers[view.worker].actor
-            if view.state is State.QUEUED and view.waiting is not None:
+            if view.waiting is None or view.options.queue in self._state.paused:
+                continue
+            if self._is_unknown(view.options):
+                view.waiting = (
+                    f"for its task: the service's code has none named {view.options.task!r};"
+                    " it is looked for each minute"
+                )
+            elif view.state is State.QUEUED:
                 waiting = self._pool_waits(self._settings.pool_of(view.options.queue))
-                if waiting is not None and view.options.queue not in self._state.paused:
+                if waiting is not None:
                     view.waiting += f": {waiting}"
+
+    def _is_unknown(self, options: JobOptions) -> bool:
+        return (
+            self.known_tasks is not None
+            and options.content != "pickle"
+            and options.task not in self.known_tasks
+        )
 
     def workers(self) -> c.Workers:
         now = self._clock()

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from random import Random
 
@@ -45,7 +44,9 @@ from .leader import Leader
 from .log_clock import LogClock
 from .object_store import ObjectStore, StoreError, date_of
 from .pool_scaler import Fleet, PoolScaler
+from .pushed_records import PushedRecords
 from .queue_state import QueueState, apply
+from .service_code import ServiceCode
 from .settings import Settings
 from .snapshots import prune, write_snapshot
 from .state_history import StateHistory
@@ -54,7 +55,6 @@ from .tallies import QUEUES_MAX
 
 STALE_CHECK_SECONDS = 5.0
 SLEPT_SECONDS = 2.0  # it looks at least once a second
-PUSHED_BYTES_MAX = 256 * 1024 * 1024
 
 ADVICE = (
     "Nothing in the store was changed. Start the version that wrote it, or a newer one, on the same data; "
@@ -101,8 +101,7 @@ class Manager:
         self._actor = actor
         self._reader: LogReader | None = None
         self._scaler: PoolScaler | None = None
-        self._pushed: deque[bytes] = deque()
-        self._pushed_bytes = 0
+        self._pushed = PushedRecords()
         self._news = asyncio.Event()
         self._heard_at = self._looked_at = 0.0
         self._suspect = False
@@ -114,6 +113,7 @@ class Manager:
         self._other_service = OtherService(settings.service)
         self._clock = LogClock(lambda: asyncio.get_running_loop().time(), wall)
         self.bulkheads = Bulkheads(lambda: asyncio.get_running_loop().time(), wall)
+        self._code: ServiceCode | None = None
         self.warnings: list[str] = []
 
     # --- life ---
@@ -151,7 +151,6 @@ class Manager:
         """J6: snapshot, then the log to its end."""
         self.role = "recovering"
         self._pushed.clear()
-        self._pushed_bytes = 0
         body = await reader.restart()
         self.state = QueueState()
         try:
@@ -291,9 +290,7 @@ class Manager:
         """Apply what was pushed. False if something is missing that must be read from the store."""
         complete = True
         while self._pushed:
-            encoded = self._pushed.popleft()
-            self._pushed_bytes -= len(encoded)
-            record = reader.accept_pushed(encoded)
+            record = reader.accept_pushed(self._pushed.take())
             if record is not None:
                 self._apply(record)
                 complete = True
@@ -359,6 +356,7 @@ class Manager:
             clock=self._clock,
             jump_seconds=self._clock.begin(),
             history=self._history,
+            code=self._code,
         )
         self._scaler = PoolScaler(self.leader, self._fleet, self._settings)
         self.role = "leader"
@@ -406,13 +404,16 @@ class Manager:
         if self.leader is not None:
             raise Unavailable("I lead")
         self._heard_at = asyncio.get_running_loop().time()
-        for encoded in records:
-            if self._pushed_bytes + len(encoded) <= PUSHED_BYTES_MAX:
-                self._pushed.append(encoded)
-                self._pushed_bytes += len(encoded)
+        self._pushed.add(records)
         if records:
             self._news.set()
         return self._reader.mark.records if self._reader is not None else 0
+
+    def use_code(self, code: ServiceCode) -> None:
+        """The service's code from now on, for this leadership and the next one."""
+        self._code = code
+        if self.leader is not None:
+            self.leader.use_code(code)
 
     def suspect_leader(self) -> None:
         """The other manager's process has died."""

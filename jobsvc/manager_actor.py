@@ -35,9 +35,11 @@ from .logs import log_as_json
 from .manager import Manager
 from .metrics import feed_ray
 from .pool_environments import packages, pin, worker_options
+from .ray_code import get_code
 from .ray_links import page_link
 from .s3_store import open_store
 from .scaling import Machines
+from .service_code import ServiceCode
 from .settings import decode_settings
 
 PUSH_SECONDS = 2.0
@@ -55,6 +57,7 @@ PIN_EVERY_SECONDS = 86_400.0
 
 _log = logging.getLogger("jobsvc.manager")
 _status = msgspec.msgpack.Decoder(ManagerStatus)
+_code = msgspec.msgpack.Decoder(ServiceCode)
 
 
 class PeerActor:
@@ -217,6 +220,9 @@ class ManagerActor:
             pid=os.getpid(),
             actor=ray.get_runtime_context().get_actor_id() or "",
         )
+        code = get_code(settings.service)
+        if code is not None:
+            self._manager.use_code(code)
         page = page_link(settings.host, settings.port)
         _log.info("this manager begins; what the service does is shown at %s", page)
         self._tasks = [
@@ -294,6 +300,10 @@ class ManagerActor:
 
     async def follow(self, records: list[bytes]) -> int:
         return await self._manager.follow(records)
+
+    async def use_code(self, data: bytes) -> None:
+        """The service's code from now on."""
+        self._manager.use_code(_code.decode(data))
 
     async def status(self) -> bytes:
         status = self._manager.status()

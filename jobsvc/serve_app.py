@@ -33,21 +33,26 @@ import uuid_utils
 from ray import serve
 from ray._private import services as ray_services
 from ray._private import worker as ray_worker
+from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
+from .deployed import Deployed, decode_deployed
 from .errors import InvalidRequest, JobsvcError, Unavailable
 from .gateway import Gateway
 from .grafana_dashboard import put_beside_rays
 from .http_api import build_app
-from .leader_links import RayManagers
+from .jobs import encode
+from .leader_links import MANAGER_NAMES, RayManagers
 from .logs import log_as_json
 from .manager_actor import start_managers
 from .metrics import feed_ray
 from .placed import EXIT_NO_USE, EXIT_REFUSED
 from .pool_environments import with_packages
+from .ray_code import put_code
 from .ray_links import page_link
 from .s3_store import open_store
 from .serve_express import open_express
+from .service_code import ServiceCode
 from .settings import Settings, decode_settings, encode_settings
 from .tasks import load_tasks
 
@@ -60,6 +65,7 @@ WAYS_IN = 2
 GRAFANA_SECONDS = 10.0  # Ray's dashboard may still be starting
 ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wait for each other
 CONNECT_SECONDS = 15.0
+MANAGER_SECONDS = 10.0
 GC_THRESHOLDS = (20_000, 50, 100)
 
 
@@ -145,6 +151,16 @@ def run_under_serve(settings: Settings, token_file: str | None) -> None:
     serve.run_many([target], wait_for_applications_running=not settings.spread)
 
 
+def tell_managers(service: str, code: ServiceCode) -> None:
+    """Both, whoever leads; one that is just being started anew reads what Ray keeps."""
+    data = encode(code)
+    for name in MANAGER_NAMES:
+        try:
+            ray.get(ray.get_actor(name, service).use_code.remote(data), timeout=MANAGER_SECONDS)
+        except (ValueError, RayError):
+            continue  # it is being started anew
+
+
 def replica_options(settings: Settings) -> dict[str, Any]:
     """A replica waits most of the time; it must not take a job's CPU."""
     options: dict[str, Any] = {"num_cpus": 0}
@@ -176,8 +192,8 @@ def main() -> None:
     """What was wrong goes to stderr as one line where it is known, with the exit code that says so."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--address", required=True)
-    parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--token-file")
+    parser.add_argument("--reload", action="store_true", help="it runs, and is to have other code")
     parser.add_argument("--guest", action="store_true", help="the Ray is somebody else's")
     parser.add_argument("--remove", metavar="SERVICE")
     parser.add_argument("--started-serve", action="store_true")
@@ -193,18 +209,37 @@ def main() -> None:
 
 
 def _deploy(options: argparse.Namespace) -> None:
-    settings = msgspec.structs.replace(decode_settings(sys.stdin.read()), port=options.port)
+    deployed = decode_deployed(sys.stdin.read())
+    settings = deployed.settings
     _connect(options.address, settings.service, JobConfig(metadata=driver_metadata(settings)))
+    put_code(settings.service, deployed.code)
+    if options.reload:
+        _reload(deployed, options)
+        return
     settings = with_packages(settings)
     if options.guest:
         from . import guest
 
-        token = Path(options.token_file).read_text() if options.token_file else None
-        placed = guest.place(settings, options.token_file, token)
+        placed = guest.place(settings, options.token_file, _token(options))
         sys.stdout.write(msgspec.json.encode(placed).decode())
     else:
         deploy(settings, options.token_file)
         show_in_grafana()
+
+
+def _reload(deployed: Deployed, options: argparse.Namespace) -> None:
+    """Workers first: what new replicas let in must not meet old code."""
+    tell_managers(deployed.settings.service, deployed.code)
+    if options.guest:
+        from . import guest
+
+        guest.renew_http(deployed.settings, options.token_file, _token(options))
+    else:
+        run_under_serve(deployed.settings, options.token_file)
+
+
+def _token(options: argparse.Namespace) -> str | None:
+    return Path(options.token_file).read_text() if options.token_file else None
 
 
 def _remove(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from .access import check_bind
+from .deployed import Deployed, forget_deployed, read_deployed, write_deployed
 from .discovery import (
     ServiceInfo,
     answers,
@@ -39,8 +41,9 @@ from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import Answer, free_port, knock, reachable
 from .ray_head import RayDidNotStart, driver_environment, plan_head, service_environment, start_head
 from .serve_proxy import has_haproxy
+from .service_code import ServiceCode
 from .service_processes import end_processes, has_supervisors, service_processes
-from .settings import PoolSettings, Settings, encode_settings
+from .settings import PoolSettings, Settings
 from .start_checks import (
     absolute_folder,
     check_owner,
@@ -50,7 +53,7 @@ from .start_checks import (
     check_way_in,
 )
 from .store_owner import IN_USE
-from .task_check import TaskCheck
+from .task_check import TaskCheck, check_tasks
 
 __all__ = [
     "ServiceInfo",
@@ -60,6 +63,7 @@ __all__ = [
     "find_service",
     "free_port",
     "prepared",
+    "reload",
     "service_processes",
     "up",
 ]
@@ -96,25 +100,26 @@ def up(
     with _only_one(run_dir / f"{settings.service}.lock", say):
         known = find_service(settings.service, run_dir)
         if known is not None and _lives(known, settings, say):
+            _say_if_code_differs(known, settings, run_dir, say)
             return known
         if known is not None:
             _clear_away(known, run_dir, say)
-        tasks = _check(settings, token, ray_address, say)
+        code = _check(settings, token, ray_address, say)
         port = free_port(settings.host, settings.port)
         if port != settings.port and not (ray_address and settings.route_prefix):
             say(f"port {settings.port} is taken; using {port}")
         try:
-            info = _start(settings, token, ray_address, port, run_dir, say)
+            info = _start(settings, code, token, ray_address, port, run_dir, say)
         except (RayDidNotStart, NotDeployed) as error:
             say(f"{str(error).splitlines()[-1]}\nonce more")
-            info = _start(settings, token, ray_address, port, run_dir, say)
-        for word in words_about_gone_tasks(info.urls, token, tasks):
+            info = _start(settings, code, token, ray_address, port, run_dir, say)
+        for word in words_about_gone_tasks(info.urls, token, code.tasks):
             say(word)
         return info
 
 
-def _check(settings: Settings, token: str | None, ray_address: str | None, say: Say) -> list[str]:
-    """Raise what an operator has to put right, before anything starts. Returns the names of the tasks."""
+def _check(settings: Settings, token: str | None, ray_address: str | None, say: Say) -> ServiceCode:
+    """Raise what an operator has to put right, before anything starts."""
     with contextlib.closing(TaskCheck(settings, service_environment())) as tasks:
         if ray_address:
             check_ray_address(ray_address)
@@ -125,15 +130,36 @@ def _check(settings: Settings, token: str | None, ray_address: str | None, say: 
                 say(f"warning: {warning}")
         for warning in check_store(settings):
             say(f"warning: {warning}")
-        names = tasks.names(say)
+        code = tasks.code(say)
     owner = check_owner(settings, say)
     if owner is not None:
         say(f"service {owner!r} writes no more: taking its store over")
-    return names
+    return code
+
+
+def _say_if_code_differs(info: ServiceInfo, settings: Settings, run_dir: Path, say: Say) -> None:
+    """`up` changes nothing of what runs: whoever expects his edit to be in must hear of `reload`."""
+    deployed = read_deployed(info, run_dir)
+    if deployed is None:
+        return
+    try:
+        code = check_tasks(settings, service_environment(), say)
+    except InvalidRequest as error:
+        say(f"it goes on with the code that it has; what is in the files now cannot be imported: {error}")
+        return
+    if not code.is_like(deployed.code):
+        changed = ", ".join(deployed.code.differing(code.modules)) or "its tasks"
+        say(f"its code has changed since it was started ({changed}): `jobsvc reload` brings it in")
 
 
 def _start(
-    settings: Settings, token: str | None, ray_address: str | None, port: int, run_dir: Path, say: Say
+    settings: Settings,
+    code: ServiceCode,
+    token: str | None,
+    ray_address: str | None,
+    port: int,
+    run_dir: Path,
+    say: Say,
 ) -> ServiceInfo:
     """One try; whatever goes wrong, nothing of it stays."""
     info = ServiceInfo(
@@ -145,24 +171,25 @@ def _start(
         token_file=secret_file(run_dir / f"{settings.service}.token", token) if token else None,
     )
     try:
-        _start_parts(info, settings, port, run_dir, say)
+        _start_parts(info, Deployed(msgspec.structs.replace(settings, port=port), code), run_dir, say)
     except BaseException:
         _clear_away(info, run_dir, lambda _: None)
         raise
     return info
 
 
-def _start_parts(info: ServiceInfo, settings: Settings, port: int, run_dir: Path, say: Say) -> None:
+def _start_parts(info: ServiceInfo, deployed: Deployed, run_dir: Path, say: Say) -> None:
     given_ray = bool(info.ray_address)
-    environment = driver_environment(info) if given_ray else plan_head(info, settings, run_dir)
+    environment = driver_environment(info) if given_ray else plan_head(info, deployed.settings, run_dir)
     write_down(info, run_dir)  # first, so that `down` finds what is left if this is interrupted
-    is_guest = given_ray and not settings.spread  # machines of a cluster are the service's own
-    with _Deployment(info, port, is_guest, environment) as deployment:
+    write_deployed(info, deployed, run_dir)
+    is_guest = given_ray and not deployed.settings.spread  # machines of a cluster are the service's own
+    with _Deployment(info, environment, is_guest) as deployment:
         if not given_ray:
             say("starting Ray")
             start_head(info, environment)
         say("starting managers and HTTP")
-        said = deployment.go(encode_settings(settings))
+        said = deployment.go(deployed)
     placed = msgspec.json.decode(said, type=Placed) if is_guest else Placed(info.urls[0])
     for word in placed.words:
         say(word)
@@ -237,6 +264,7 @@ def _clear_away(info: ServiceInfo, run_dir: Path, say: Say) -> None:
             shutil.copytree(Path(info.log_dir or ""), kept, ignore_dangling_symlinks=True)
         shutil.rmtree(info.temp_dir, ignore_errors=True)
     forget(info, run_dir)
+    forget_deployed(info, run_dir)
 
 
 class NotDeployed(Unavailable):
@@ -246,12 +274,12 @@ class NotDeployed(Unavailable):
 class _Deployment:
     """`serve_app` in a process of its own; it begins to load its modules while Ray starts."""
 
-    def __init__(self, info: ServiceInfo, port: int, is_guest: bool, environment: dict[str, str]) -> None:
+    def __init__(self, info: ServiceInfo, environment: dict[str, str], is_guest: bool, *words: str) -> None:
         self._is_guest = is_guest
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-c", "from jobsvc.serve_app import main; main()"),
-                *("--address", info.ray_address, "--port", str(port)),
+                *("--address", info.ray_address, *words),
                 *(("--token-file", info.token_file) if info.token_file else ()),
                 *(("--guest",) if is_guest else ()),
             ],
@@ -271,9 +299,9 @@ class _Deployment:
             self._process.kill()
             self._process.wait()
 
-    def go(self, text: str) -> str:
+    def go(self, deployed: Deployed) -> str:
         """Ray is there: deploy. Returns its answer, or raises what it said on one line."""
-        answer, said = self._process.communicate(text)
+        answer, said = self._process.communicate(deployed.encoded())
         code = self._process.returncode
         last_line = said.strip().rpartition("\n")[2] or f"exit code {code}"
         if code == EXIT_REFUSED:
@@ -318,6 +346,42 @@ def last_errors(info: ServiceInfo) -> list[str]:
     return lines[-ERROR_LINES:]
 
 
+# --- reload ----------------------------------------------------------------------------------------
+
+
+def reload(
+    service: str = "jobsvc", *, grace_seconds: float, run_dir: Path | None = None, say: Say = print
+) -> ServiceCode:
+    """Bring the code that is in the files now into a service that runs.
+
+    Raises InvalidRequest for code that cannot be imported, and then nothing has changed.
+    """
+    run_dir = run_dir or run_dir_from_environment()
+    info = find_service(service, run_dir)
+    if info is None:
+        raise Unavailable(f"no service named {service} is known here: start it with `jobsvc up`")
+    with _only_one(run_dir / f"{service}.lock", say):
+        deployed = read_deployed(info, run_dir)
+        if deployed is None:
+            raise InvalidRequest(
+                f"another version of jobsvc has started {service}: end it and start it again", "service"
+            )
+        code = check_tasks(deployed.settings, service_environment(), say)
+        edition = secrets.token_hex(8)
+        code = msgspec.structs.replace(code, grace_seconds=grace_seconds, edition=edition)
+        if not answers(info):
+            raise Unavailable(f"{service} does not answer: `jobsvc status` may know more")
+        new = Deployed(deployed.settings, code)
+        is_guest = info.instance is None and not deployed.settings.spread
+        with _Deployment(info, driver_environment(info), is_guest, "--reload") as deployment:
+            deployment.go(new)
+        _wait_until_ready(info)
+        write_deployed(info, new, run_dir)
+        changed = ", ".join(deployed.code.differing(code.modules)) or "nothing that was loaded before"
+        say(f"{service} has the code that is in the files now; changed: {changed}")
+        return code
+
+
 # --- down --------------------------------------------------------------------------------------------
 
 
@@ -337,6 +401,7 @@ def down(service: str = "jobsvc", *, run_dir: Path | None = None, say: Say = pri
             shutil.rmtree(info.temp_dir or "", ignore_errors=True)
             say(f"{service} has ended ({ended} processes)")
         forget(info, run_dir)
+        forget_deployed(info, run_dir)
         return True
 
 

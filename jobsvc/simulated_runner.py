@@ -14,6 +14,7 @@ import msgspec
 
 from .job_frames import HeldBack, JobEnded, JobKey, OutputChunk, ReadyJob, RunnerEvent, RunningJob
 from .jobs import ErrorInfo, Outcome
+from .service_code import ServiceCode
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -43,6 +44,7 @@ class SimulatedRunner:
         self._killed: asyncio.Future[Outcome] | None = None
         self._task: asyncio.Task[None] | None = None
         self.started: list[JobKey] = []  # every attempt that ever ran here, in order
+        self.code: ServiceCode | None = None
         self._held_back: HeldBack | None = None
         self._ability_changed = False
 
@@ -74,6 +76,10 @@ class SimulatedRunner:
     @property
     def current(self) -> RunningJob | None:
         return self._running
+
+    def use_code(self, code: ServiceCode) -> None:
+        """Plans are the same in all code."""
+        self.code = code
 
     @property
     def held_back(self) -> HeldBack | None:

@@ -21,6 +21,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from .errors import InvalidRequest
+from .project_code import project_modules
+from .service_code import ServiceCode
 from .settings import Settings
 from .tasks import builtin_registry
 
@@ -35,7 +37,7 @@ class _Told(msgspec.Struct):
 
     importing: str | None = None
     problem: str | None = None
-    names: list[str] | None = None
+    code: ServiceCode | None = None
 
 
 _told = msgspec.json.Decoder(_Told)
@@ -63,12 +65,13 @@ class TaskCheck:
         finally:
             os.close(others_end)
 
-    def names(self, say: Callable[[str], None]) -> list[str]:
-        """Every task that the service will have. Raises InvalidRequest: module, place, what Python says."""
+    def code(self, say: Callable[[str], None]) -> ServiceCode:
+        """The code that the service will have, with every task. Raises InvalidRequest: module, place, what
+        Python says."""
         try:
             told = self._last_word(say)
-            if told.names is not None:
-                return told.names
+            if told.code is not None:
+                return told.code
             self._end_process()
             raise InvalidRequest(told.problem or self._death(told.importing), "tasks")
         finally:
@@ -95,7 +98,7 @@ class TaskCheck:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 last = _told.decode(line)
-            if last.problem is not None or last.names is not None:
+            if last.problem is not None or last.code is not None:
                 return last
 
     def _death(self, importing: str | None) -> str:
@@ -132,9 +135,9 @@ class TaskCheck:
 
 def check_tasks(
     settings: Settings, environment: Mapping[str, str], say: Callable[[str], None] = lambda _: None
-) -> list[str]:
+) -> ServiceCode:
     """The same in one step."""
-    return TaskCheck(settings, environment).names(say)
+    return TaskCheck(settings, environment).code(say)
 
 
 def main() -> None:
@@ -145,9 +148,12 @@ def main() -> None:
     sys.argv[1:] = []
 
     def tell(told: _Told) -> None:
-        os.write(pipe, msgspec.json.encode(told) + b"\n")
+        line = memoryview(msgspec.json.encode(told) + b"\n")
+        while line:
+            line = line[os.write(pipe, line) :]
 
     registry = builtin_registry(allow_shell)
+    before = list(sys.modules)
     for name in modules:
         tell(_Told(importing=name))
         try:
@@ -155,5 +161,5 @@ def main() -> None:
         except InvalidRequest as error:
             tell(_Told(problem=error.detail))
             os._exit(0)
-    tell(_Told(names=registry.names()))
+    tell(_Told(code=ServiceCode(project_modules(before), registry.names())))
     os._exit(0)  # threads that a module started do not hold it up

@@ -23,12 +23,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from .errors import Unavailable
 from .http_express import ExpressLane
-from .settings import decode_settings
+from .settings import Settings, decode_settings
 
 NAME_PREFIX = "http-"
 LISTEN_SECONDS = 45.0  # a machine that is busy takes its time to start processes
 KEEP_ALIVE_SECONDS = 90
 BACKLOG = 2048
+LEAVE_SECONDS = 5  # for the requests that it has when it is to be made anew
+LOOK_SECONDS = 0.2
 DEATH_PAUSE_SECONDS = 1.0  # Ray starts it again at once, and for ever
 
 _log = logging.getLogger("jobsvc.http")
@@ -49,6 +51,7 @@ class WayIn:
             log_config=None,
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=LEAVE_SECONDS,
         )
         self._server = uvicorn.Server(config)
         self._life = asyncio.ensure_future(self._live())
@@ -61,10 +64,15 @@ class WayIn:
         time.sleep(DEATH_PAUSE_SECONDS)  # noqa: ASYNC251 - nothing may be answered any more
         os._exit(1)
 
-    async def listens(self) -> None:
-        """Returns when it takes requests."""
+    async def listens(self) -> int:
+        """Returns the process that takes requests, when it does."""
         while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.02)
+        return os.getpid()
+
+    async def leave(self) -> None:
+        """Take no more requests, answer those that are here, and end; Ray starts it anew."""
+        self._server.should_exit = True
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -104,3 +112,24 @@ def start_ways_in(settings_text: str, token_file: str | None) -> None:
     except RayError as error:  # a time-out is one too
         reason = " ".join(str(error).split())
         raise Unavailable(f"nothing listens on {settings.host}:{settings.port}: {reason}") from error
+
+
+def renew_ways_in(settings: Settings) -> None:
+    """One after the other, so that somebody listens; each loads its modules anew. Raises Unavailable."""
+    for number in range(settings.replicas):
+        way_in: Any = ray.get_actor(f"{NAME_PREFIX}{number}", settings.service)
+        process = ray.get(way_in.listens.remote(), timeout=LISTEN_SECONDS)
+        way_in.leave.remote()
+        deadline = time.monotonic() + LISTEN_SECONDS
+        while _listening_process(way_in) in (process, None):
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{NAME_PREFIX}{number} did not come back in {LISTEN_SECONDS:g} s")
+            time.sleep(LOOK_SECONDS)
+
+
+def _listening_process(way_in: Any) -> int | None:
+    try:
+        process: int = ray.get(way_in.listens.remote(), timeout=LISTEN_SECONDS)
+        return process
+    except RayError:
+        return None  # it is being started anew

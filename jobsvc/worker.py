@@ -95,6 +95,7 @@ class Worker:
         self._payloads = PayloadFetch(self._objects, self._holds, runner.submit, self._finish_unstarted)
         self._outbox_task: asyncio.Task[None] | None = None
         self._leaving: str | None = None
+        self._code = ""  # digest of the service's, as far as heard
         self._told_held_back: HeldBack | None = None  # in the latest report
         self._kill_at = self._give_up_at = float("inf")
         self._news = asyncio.Event()
@@ -264,6 +265,7 @@ class Worker:
             actor=self._actor,
             held_back=held_back.why if held_back is not None else None,
             held_back_since=held_back.since if held_back is not None else 0.0,
+            code=self._code,
         )
 
     def _room(self) -> int:
@@ -287,6 +289,9 @@ class Worker:
         ended = [self._end_early(key, Outcome.RELEASED, forget=True) for key in orders.drop]
         ended += [self._end_early(key, Outcome.CANCELLED) for key in orders.cancel]
         news = self._take(orders) or any(ended)
+        if orders.code is not None and orders.code.digest != self._code:
+            self._code, news = orders.code.digest, True
+            self._runner.use_code(orders.code)
         if orders.retire:
             self._leave("retired")
         return news

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from .job_frames import HeldBack, JobKey, ReadyJob, RunnerEvent, RunningJob
 from .jobs import Outcome, WorkerOrders, WorkerReport
+from .service_code import ServiceCode
 
 
 class LeaderLink(Protocol):
@@ -34,6 +35,10 @@ class JobRunner(Protocol):
 
     @property
     def current(self) -> RunningJob | None: ...
+
+    def use_code(self, code: ServiceCode) -> None:
+        """Run jobs with this code alone. What runs with other code may end, for a while."""
+        ...
 
     @property
     def held_back(self) -> HeldBack | None:

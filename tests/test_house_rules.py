@@ -28,21 +28,23 @@ FUNCTION_LINES_MAX = 70
 MODULE_LINES_MAX = 500
 
 LAYERS = {
-    0: "errors settings_bounds settings jobs clock_view commands events",
+    0: "errors settings_bounds settings service_code jobs clock_view commands events",
     1: """transitions finished_groups segments acceptance_order unpulled_jobs ready_lanes interned_options
           pack_references failure_groups completion_feed queue_counts remembered_keys queue_state selections
           decisions queue_snapshot job_views state_history scaling start_brake values signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",
-    3: """bulkheads tallies worker_registry throughput insistence history_lines log_clock commit_loop
+    3: """bulkheads pushed_records tallies worker_registry throughput insistence history_lines log_clock
+          commit_loop
           retirement orphans leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
           process_tree job_output job_children job_streams job_loop
           tripwires process_traits python_traits process_state process_growth
-          code_calls job_calls job_process job_child job_start job_deaths hold_back job_runner
-          leader_links autoscaler_view pool_environments manager_actor worker_actor clock_words
+          code_calls job_calls job_process job_child project_code job_start job_deaths hold_back
+          runner_news job_runner
+          leader_links ray_code autoscaler_view pool_environments manager_actor worker_actor clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
@@ -54,7 +56,8 @@ LAYERS = {
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings known_variables node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",
-    5: """serve_app guest way_in placed gone_tasks service task_check start_checks doctor demo cluster_down
+    5: """deployed serve_app guest way_in placed gone_tasks service task_check start_checks doctor demo
+          cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster
           cli_node __init__ __main__""",
@@ -73,6 +76,7 @@ RIMS = {
         "metrics",
         "pool_environments",
         "guest",
+        "ray_code",
         "serve_app",
         "service",
         "way_in",

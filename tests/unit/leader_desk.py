@@ -7,6 +7,7 @@ from collections import deque
 
 from jobsvc.errors import Unavailable
 from jobsvc.jobs import BlobRef, Finished, Grant, JobOptions, Outcome, WorkerOrders, WorkerReport
+from jobsvc.service_code import ServiceCode
 
 Key = tuple[bytes, int]
 
@@ -26,6 +27,7 @@ class LeaderDesk:
         self.retire = False
         self.put_interval_seconds = 0.0
         self.epoch = 1
+        self.code: ServiceCode | None = None
         self.ignorant = False  # who answers led the epoch before, and has not noticed that it was replaced
         self.away = False
         self.silent = False
@@ -92,7 +94,8 @@ class LeaderDesk:
             return WorkerOrders(stale=stale, drop=report.holding, epoch=self.epoch - 1)
         stale = self._settle(report)
         orders = self._orders(report)
-        if not (report.finished or orders.grants or orders.cancel or orders.drop or orders.retire):
+        said = orders.grants or orders.cancel or orders.drop or orders.retire or orders.code
+        if not (report.finished or said):
             orders = await self._wait(report, mine)
         orders.stale = stale
         if report.leaving:
@@ -135,6 +138,8 @@ class LeaderDesk:
     def _orders(self, report: WorkerReport) -> WorkerOrders:
         interval = self.put_interval_seconds
         orders = WorkerOrders(retire=self.retire, put_interval_seconds=interval, epoch=self.epoch)
+        if self.code is not None and report.code != self.code.digest:
+            orders.code = self.code
         holding = set(report.holding)
         for key, grant in self.leases.items():
             if key not in holding:

@@ -92,7 +92,8 @@ def test_a_pool_all_of_whose_workers_are_held_back_starts_no_others_and_says_why
         await pair.report(a, "worker-broken-1.7", pool="broken")
         await until(lambda: len(pair.fleet.started) > 5)
 
-    run(story, pools={"default": PoolSettings(max_workers=1), "broken": PoolSettings(max_workers=10)})
+    pools = {"default": PoolSettings(max_workers=1), "broken": PoolSettings(max_workers=10)}
+    run(story, pools=pools, queues={"b": "broken"})
 
 
 @pytest.mark.parametrize(

@@ -323,7 +323,7 @@ def test_a_slow_import_is_waited_for_with_a_word(folder: Path) -> None:
     )
     said: list[str] = []
     # when it is checked
-    names = check_tasks(Settings(tasks=("slow",)), service_environment(), said.append)
+    names = check_tasks(Settings(tasks=("slow",)), service_environment(), said.append).tasks
     # then it is waited for, and nothing of it stays
     assert "slow.work" in names
     assert said == ["importing slow: this takes a while"]
