@@ -69,7 +69,7 @@ def _parsed(text: str) -> Any:
     """An argument is JSON if it reads as JSON, and text otherwise."""
     try:
         return msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeError):
         return text
 
 
@@ -78,7 +78,7 @@ def _named(text: str | None) -> dict[str, Any]:
         return {}
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         raise InvalidRequest(f"must be a JSON object: {error}", "--kwargs") from error
 
 

@@ -89,6 +89,7 @@ class DirectoryObjectStore:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory-store")
         self._names = itertools.count()
         self._sync_failed = False
+        self.put_failure = ""
         try:
             _make_durable_path(self._root / "objects")
             _make_durable_path(self._root / "temporary")
@@ -148,7 +149,11 @@ class DirectoryObjectStore:
         temporary = self._session.path / str(next(self._names))
         try:
             _write_durably(temporary, data)
-            return self._link(temporary, key)
+            outcome = self._link(temporary, key)
+            self.put_failure = (
+                "" if outcome is not PutOutcome.UNKNOWN else "its folder is removed again and again"
+            )
+            return outcome
         except OSError as error:
             if error.errno in FOLDER_IN_THE_WAY:
                 raise InvalidRequest(
@@ -156,6 +161,7 @@ class DirectoryObjectStore:
                 ) from error
             if error.errno in REFUSED_FOR_GOOD:
                 raise StoreUnfit(f"{self._root} cannot be written: {error}") from error
+            self.put_failure = f"{self._root}: {error.strerror or error}"
             return PutOutcome.UNKNOWN  # disk full, input/output error, no more descriptors
         finally:
             _unlink_if_there(temporary)

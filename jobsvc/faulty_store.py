@@ -83,6 +83,7 @@ class FaultyObjectStore:
             if min(rates) < 0 or sum(rates) > 1:
                 raise InvalidRequest(f"{rates} must be at least 0 each and at most 1 together", "rates")
         self.requests = inner.requests
+        self.put_failure = ""
         self.flying: set[asyncio.Task[None]] = set()  # effects that have not happened yet
         self._inner = inner
         self._random = random
@@ -122,6 +123,7 @@ class FaultyObjectStore:
 
     async def put_new(self, key: str, data: bytes) -> PutOutcome:
         outcome = await self._request(self._put_rates, lambda: self._inner.put_new(key, data))
+        self.put_failure = "no answer" if outcome is _NO_ANSWER else self._inner.put_failure
         return PutOutcome.UNKNOWN if outcome is _NO_ANSWER else outcome
 
     async def get(self, key: str, offset: int = 0, length: int | None = None) -> bytes | None:

@@ -40,6 +40,7 @@ FLIGHT_REQUESTS_MAX = 2_000
 WAITING_BYTES_MAX = 256 * 1024 * 1024
 WAITING_TICKETS_MAX = 50_000
 RETRY_AFTER_SECONDS = 1.0
+STATUS_SECONDS = 1.5  # for what the managers say when nobody has answered
 
 
 class Managers(Protocol):
@@ -203,7 +204,7 @@ class Flights:
             finally:
                 self._aloft -= len(tickets)
         except Unavailable as error:
-            self._nobody_answered(tickets, str(error))
+            self._nobody_answered(tickets, await self._told(error))
         except asyncio.CancelledError:
             self._nobody_answered(tickets, "this replica is being stopped")
             raise
@@ -216,6 +217,16 @@ class Flights:
                 ticket.answer(replies[place : place + len(ticket.requests)])
                 place += len(ticket.requests)
             self._gather(len(tickets))
+
+    async def _told(self, error: Unavailable) -> str:
+        """Why nobody answered, with what the managers say of themselves."""
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                statuses = await self._managers.statuses()
+        except TimeoutError:
+            statuses = []
+        said = [f"; {status.name}: {status.problem}" for status in statuses if status.problem]
+        return f"{error}{''.join(said[:1])}"
 
     async def _send(self, requests: list[Request]) -> list[Reply]:
         self.sent += 1

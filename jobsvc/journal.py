@@ -67,7 +67,7 @@ from .log_records import (
     snapshot_key,
     takeover_record,
 )
-from .object_store import ObjectStore, PutOutcome, StoreError
+from .object_store import ObjectStore, PutOutcome, StoreError, because
 from .read_ahead import DEFAULT_REACH, Reach, ReadAhead
 from .snapshots import list_snapshots, load_newest
 
@@ -440,7 +440,7 @@ async def _put_until_known(store: ObjectStore, key: str, encoded: bytes, patienc
                         return lying_there
         except (StoreError, TimeoutError):
             pass  # as unknown as the outcome of the write
-        await patience.wait(f"no answer whether {key} was written")
+        await patience.wait(f"no answer whether {key} was written{because(store.put_failure)}")
 
 
 class _Patience:

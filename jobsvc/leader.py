@@ -37,7 +37,7 @@ from .journal import LogWriter
 from .leader_reads import LeaderReads
 from .leasing import Leasing, grant
 from .log_clock import LogClock
-from .object_store import ObjectStore
+from .object_store import ObjectStore, because
 from .put_pace import worker_interval_seconds
 from .queue_state import QueueState
 from .retirement import Retirement
@@ -453,8 +453,9 @@ class Leader:
         if self._failed.done():
             return "the leadership has ended"
         pause = self._loop.time() - self.commits.committed_at
-        if pause > max(HEALTH_SECONDS, 2.5 * self._settings.idle_record_seconds):
-            return f"nothing was committed for {pause:.0f} seconds"
+        failure, idle = self._store.put_failure, self._settings.idle_record_seconds
+        if pause > max(HEALTH_SECONDS, 2.5 * idle) or (failure and pause > idle + 1.0):
+            return f"nothing was committed for {pause:.0f} seconds{because(failure)}"
         return None
 
 

@@ -473,8 +473,17 @@ class Manager:
         elif self.role == "standby" and self._reader is not None:
             now = asyncio.get_running_loop().time()
             status.problem = self._other_service.problem(self._reader.cluster_id, now)
+        if leader is None and status.problem is None:
+            status.problem = self._cannot_write()
         status.healthy = status.problem is None
         return status
+
+    def _cannot_write(self) -> str | None:
+        """Why this manager, which does not lead, could not: said while it hears no other one lead."""
+        silence = asyncio.get_running_loop().time() - self._heard_at
+        if not self._store.put_failure or silence < self._settings.takeover_silence_seconds:
+            return None
+        return f"the store takes nothing: {self._store.put_failure}"
 
     def _tell_counts(self, status: c.ManagerStatus) -> None:
         status.store_requests = dict(self._store.requests)

@@ -77,6 +77,7 @@ class ObjectStore(Protocol):
     """Keys are relative to the service's prefix, ASCII, `/`-separated, without `..` or empty parts."""
 
     requests: dict[str, int]  # requests made so far by kind: put, get, list, delete
+    put_failure: str  # why it is not known how the latest put went, for people; empty if it is
 
     async def put_new(self, key: str, data: bytes) -> PutOutcome: ...
 
@@ -119,6 +120,11 @@ def new_request_counts() -> dict[str, int]:
     return {"put": 0, "get": 0, "list": 0, "delete": 0}
 
 
+def because(failure: str) -> str:
+    """What is known of the reason, to be put behind what was not done."""
+    return f": {failure}" if failure else ""
+
+
 async def prove_exclusive_create(store: ObjectStore) -> None:
     """Put the probe key twice, with different bytes: the second must be refused and change nothing.
 
@@ -146,7 +152,7 @@ async def _put_answered(store: ObjectStore, data: bytes) -> PutOutcome:
             return outcome
         await asyncio.sleep(pause_seconds)
         pause_seconds *= 2
-    raise StoreError(f"the store did not answer a put in {PROBE_TRIES} tries")
+    raise StoreError(f"the store did not answer a put in {PROBE_TRIES} tries{because(store.put_failure)}")
 
 
 class MemoryObjectStore:
@@ -154,6 +160,8 @@ class MemoryObjectStore:
 
     One event loop, no waiting inside: each call is atomic. Faults are `FaultyObjectStore`'s business.
     """
+
+    put_failure = ""
 
     def __init__(self) -> None:
         self.requests = new_request_counts()

@@ -20,7 +20,7 @@ from .commands import Enqueue
 from .errors import Refusal
 from .flights import RETRY_AFTER_SECONDS, Flights, Ticket
 from .jobs import BlobRef, NewJob, id_text
-from .object_store import ObjectStore, PutOutcome, StoreError
+from .object_store import ObjectStore, PutOutcome, StoreError, because
 from .put_pace import PutPace
 
 PACK_BYTES_MAX = 16 * 1024 * 1024  # a single larger payload gets a pack of its own
@@ -134,7 +134,8 @@ class PayloadPacks:
         finally:
             self._bytes -= sum(each.size_bytes for each in group)
         if not durable:
-            detail = "the store did not take the payload in time; nothing was enqueued"
+            why = because(self._store.put_failure)
+            detail = f"the store did not take the payload in time{why}; nothing was enqueued"
             for each in group:
                 each.ticket.refuse(Refusal("store_silent", detail, retry_after_seconds=RETRY_AFTER_SECONDS))
             return

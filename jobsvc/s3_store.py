@@ -172,6 +172,7 @@ class S3ObjectStore:
         patience: Patience | None = None,
     ) -> None:
         patience = patience or Patience(READ_ATTEMPTS, CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS)
+        self.put_failure = ""
         self.requests = new_request_counts()
         self._counting = threading.Lock()
         self._bucket = bucket
@@ -243,10 +244,13 @@ class S3ObjectStore:
         except Exception as error:
             meaning = meaning_of(error)
             if meaning is Meaning.EXISTS:
+                self.put_failure = ""
                 return PutOutcome.EXISTS
             if meaning is Meaning.UNKNOWN:
+                self.put_failure = f"{type(error).__name__}: {error}"
                 return PutOutcome.UNKNOWN
             raise _unfit("put", key, error) from error
+        self.put_failure = ""
         return PutOutcome.CREATED
 
     def _get(self, key: str, offset: int, length: int | None) -> bytes | None:

@@ -22,7 +22,7 @@ import msgspec
 from .errors import InvalidRequest
 
 TEXT_SHOWN = 60
-NO_BYTES = "JSON has no bytes: alone they travel as they are, and inside of something as text"
+NO_BYTES = "JSON has no bytes: they travel alone (enqueue_bytes, a result), or as text"
 SMALL_BYTES = 1_000  # of JSON: below it looking at each part is quicker than reading it back
 LONG_BITS = 10_000  # a number with so many may have more digits than Python reads or writes
 

@@ -25,7 +25,7 @@ from jobsvc.jobs import (
     Result,
     id_text,
 )
-from jobsvc.tasks import builtin_registry
+from jobsvc.tasks import load_tasks
 
 from .served_app import ServedApp
 
@@ -43,7 +43,7 @@ class LocalService(ServedApp):
         self.working = True
         self.url = ""
         self._round = asyncio.Lock()
-        self._registry = builtin_registry(allow_shell=False)
+        self._registry = load_tasks(self.settings.tasks)
 
     async def _start(self) -> None:
         await super()._start()

@@ -36,7 +36,7 @@ from jobsvc.jobs import (
 from jobsvc.manager import Manager
 from jobsvc.object_store import MemoryObjectStore
 from jobsvc.settings import DEFAULT_POOL, PoolSettings, Settings
-from jobsvc.tasks import builtin_registry
+from jobsvc.tasks import load_tasks
 
 ANSWER_SECONDS = 30.0
 HOST = "127.0.0.1:8000"
@@ -148,7 +148,7 @@ class ServedApp:
             new_id=lambda: uuid_utils.uuid7().bytes,
             wall=time.time,
         )
-        self.app = build_app(gateway, self.settings, self.token, builtin_registry(False))
+        self.app = build_app(gateway, self.settings, self.token, load_tasks(self.settings.tasks))
 
     async def _stop(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
