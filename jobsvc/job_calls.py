@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -18,6 +18,8 @@ from .errors import InvalidRequest
 from .signatures import ValueType, result_type
 from .tasks import TaskDefinition
 from .values import encode_value
+
+_BYTES = (bytes, bytearray, memoryview)
 
 
 class NoSecondRun(Exception):
@@ -28,28 +30,18 @@ class NoSecondRun(Exception):
         self.kind = kind
 
 
-class Call(NamedTuple):
-    """What is to be called."""
-
-    function: Callable[..., Any]
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
-    definition: TaskDefinition | None  # None: the code came with the job
-
-    def returns(self) -> ValueType | None:
-        """What its annotation says of the result."""
-        if self.definition is not None:
-            return self.definition.signature.returns
-        return result_type(self.function)
+# function, arguments, named arguments, what the annotation says of the result; plain, as each job has one
+Call: TypeAlias = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], ValueType | None]
 
 
 def call_of_task(definition: TaskDefinition, content: str, payload: bytes) -> Call:
     """The call of a registered task. Raises NoSecondRun."""
+    signature = definition.signature
     try:
-        args, kwargs = definition.signature.read(content, payload)
+        args, kwargs = signature.read(content, payload)
     except InvalidRequest as error:
         raise NoSecondRun(_kind_of(error), str(error)) from error
-    return Call(definition.function, args, kwargs, definition)
+    return definition.function, args, kwargs, signature.returns
 
 
 def _kind_of(error: BaseException) -> str:
@@ -62,7 +54,8 @@ def _kind_of(error: BaseException) -> str:
 def call_by_value(payload: bytes) -> Call:
     """The call of code that came with its job. Raises NoSecondRun."""
     try:
-        return Call(*load_call(payload), None)
+        function, args, kwargs = load_call(payload)
+        return function, args, kwargs, result_type(function)
     except CodeNotLoaded as error:
         raise NoSecondRun("CodeNotLoaded", str(error)) from error
 
@@ -71,8 +64,9 @@ def check_fits(call: Call, error: TypeError, inside: TracebackType | None) -> No
     """Raise NoSecondRun for a call that failed because it does not fit. `inside`: frames of the function."""
     if inside is not None:
         return
+    function, args, kwargs, _ = call
     try:
-        inspect.signature(call.function).bind(*call.args, **call.kwargs)
+        inspect.signature(function).bind(*args, **kwargs)
     except TypeError:
         raise NoSecondRun("TypeError", str(error)) from error
     except ValueError:
@@ -81,11 +75,12 @@ def check_fits(call: Call, error: TypeError, inside: TracebackType | None) -> No
 
 def write_result(value: Any, bytes_max: int, returns: ValueType | None = None) -> tuple[str, bytes]:
     """Content and bytes of what a task returned. Raises NoSecondRun."""
-    if isinstance(value, (bytes, bytearray, memoryview)):
+    content = "json"
+    if isinstance(value, _BYTES):
         content, data = "raw", bytes(value)
     else:
         try:
-            content, data = "json", encode_value(value) if returns is None else returns.encode_result(value)
+            data = encode_value(value) if returns is None else returns.encode_result(value)
         except InvalidRequest as error:
             raise _not_storable(value, error) from error
     if len(data) > bytes_max:

@@ -277,12 +277,12 @@ class JobProcess:
 
     def _result(self, job: JobFrame) -> tuple[str, bytes]:
         call = self._resolve(job)
-        value = self._call(call)
-        return write_result(value, self._setup.result_bytes_max, call.returns())
+        return write_result(self._call(call), self._setup.result_bytes_max, call[3])
 
     def _call(self, call: Call) -> Any:
+        function, args, kwargs, _ = call
         try:
-            value = call.function(*call.args, **call.kwargs)
+            value = function(*args, **kwargs)
         except TypeError as error:
             check_fits(call, error, error.__traceback__ and error.__traceback__.tb_next)
             raise

@@ -218,6 +218,7 @@ class TaskSignature:
         kinds = {*self._by_place, *self._by_name.values(), self._rest, self._other} - {None}
         self._converts = any(kind is not None and not kind.passes for kind in kinds)
         self._compares = bool(kinds)
+        self._read = _read_raw if self._converts else _read_plain
         # how many arguments by place, and none by name, fit without a closer look
         self._least = max([place + 1 for _, place in self._required], default=0)
         self._most = sys.maxsize if self._takes_rest else len(self._positional)
@@ -305,9 +306,13 @@ class TaskSignature:
     def read(self, content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
         """Positional and named arguments of a payload. Raises InvalidRequest with the place."""
         try:
-            args, kwargs = (_read_raw if self._converts else _read_plain)(content, payload)
-            if kwargs or not self._least <= len(args) <= self._most:
-                self.check_call(len(args), kwargs)
+            args, kwargs = self._read(content, payload)
+            count, places = len(args), self._places
+            fits = self._least <= count <= self._most  # without a closer look
+            for name in kwargs:
+                fits = fits and places.get(name, -1) >= count
+            if not fits:
+                self.check_call(count, kwargs)
             if self._compares:
                 self._convert(args, kwargs)
         except InvalidRequest:

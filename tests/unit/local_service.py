@@ -90,9 +90,9 @@ class LocalService(ServedApp):
         )
         began = time.time()
         try:
-            call = self._call(options, payload)
-            value = call.function(*call.args, **call.kwargs)
-            result = Result(*write_result(value, self.settings.result_bytes_max, call.returns()))
+            function, args, kwargs, returns = self._call(options, payload)
+            value = function(*args, **kwargs)
+            result = Result(*write_result(value, self.settings.result_bytes_max, returns))
         except (JobsvcError, NoSecondRun) as error:
             final = isinstance(error, NoSecondRun)
             name = error.kind if isinstance(error, NoSecondRun) else type(error).__name__

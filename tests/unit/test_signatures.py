@@ -105,6 +105,9 @@ def test_decimals_keep_the_digits_that_came() -> None:
         (t.plain, ["a"], {"choice": 1}, "kwargs.choice"),
         (t.plain, [None], {}, "args[0]"),
         (t.half_known, ["1"], {}, "args[0]"),
+        (t.half_known, [], {"height": 1}, "kwargs.height"),
+        (t.half_known, [1], {"where": 1, "width": 1}, "kwargs.width"),
+        (t.half_known, [1, 2, 3, 4], {"where": 1}, "args[3]"),
     ],
     ids=named,
 )
