@@ -42,7 +42,7 @@ from .jobs import NotLeader, WorkerReport, encode
 from .journal import LogReader, LogWriter, Mark, Record, StaleReader, claim, open_prefix
 from .leader import Leader
 from .log_clock import LogClock
-from .object_store import ObjectStore, StoreError, date_of
+from .object_store import ObjectStore, StoreError, date_of, takes_nothing
 from .pool_scaler import Fleet, PoolScaler
 from .pushed_records import PushedRecords
 from .queue_state import QueueState, apply
@@ -460,30 +460,21 @@ class Manager:
             status.applied_n = mark.next_position.n - 1
             status.applied_records = mark.records
         status.actor = self._actor
-        for part, fill in (
-            ("status: counts", self._tell_counts),
-            ("status: leader", self._tell_leader),
-            ("status: pulse", self._tell_pulse),
-        ):
-            self.bulkheads.call(part, fill, status)
+        parts = {"counts": self._tell_counts, "leader": self._tell_leader, "pulse": self._tell_pulse}
+        for part, fill in parts.items():
+            self.bulkheads.call(f"status: {part}", fill, status)
         status.problems = self.bulkheads.problems()
         if leader is not None:
             status.problems += leader.bulkheads.problems()
             status.problem = leader.healthy()
-        elif self.role == "standby" and self._reader is not None:
+        else:
             now = asyncio.get_running_loop().time()
-            status.problem = self._other_service.problem(self._reader.cluster_id, now)
-        if leader is None and status.problem is None:
-            status.problem = self._cannot_write()
+            if self.role == "standby" and self._reader is not None:
+                status.problem = self._other_service.problem(self._reader.cluster_id, now)
+            if now - self._heard_at >= self._settings.takeover_silence_seconds:
+                status.problem = status.problem or takes_nothing(self._store)
         status.healthy = status.problem is None
         return status
-
-    def _cannot_write(self) -> str | None:
-        """Why this manager, which does not lead, could not: said while it hears no other one lead."""
-        silence = asyncio.get_running_loop().time() - self._heard_at
-        if not self._store.put_failure or silence < self._settings.takeover_silence_seconds:
-            return None
-        return f"the store takes nothing: {self._store.put_failure}"
 
     def _tell_counts(self, status: c.ManagerStatus) -> None:
         status.store_requests = dict(self._store.requests)

@@ -125,6 +125,11 @@ def because(failure: str) -> str:
     return f": {failure}" if failure else ""
 
 
+def takes_nothing(store: ObjectStore) -> str | None:
+    """Why nobody could lead on this store now, if its latest put went nowhere."""
+    return f"the store takes nothing: {store.put_failure}" if store.put_failure else None
+
+
 async def prove_exclusive_create(store: ObjectStore) -> None:
     """Put the probe key twice, with different bytes: the second must be refused and change nothing.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 import jobsvc
 from jobsvc.client import Client
 from jobsvc.client_code import PYTHON, goes_by_value
-from jobsvc.errors import InvalidRequest, Refused
+from jobsvc.code_calls import BYTECODE
+from jobsvc.errors import InvalidRequest, JobFailed, Refused
+from jobsvc.tasks import definition_of
 
 from .local_service import LocalService
 
@@ -32,6 +36,12 @@ def length(data, *, more=b""):
 @jobsvc.task(priority=7, max_attempts=1)
 def marked(number):
     return times(number)
+
+def spread(number: int) -> set[int]:
+    return set(range(number))
+
+def bare(number):
+    return set(range(number))
 
 @jobsvc.task(name="jobsvc.echo")
 def known_by_name(value): ...
@@ -138,6 +148,9 @@ GOOD = {"pickle": "gAR9lC4=", "python": PYTHON}
         ({"call": {**GOOD, "pickle": "no base64!"}}, "call.pickle"),
         ({"call": {**GOOD, "pickle": ""}}, "call.pickle"),
         ({"call": {**GOOD, "more": 1}}, "call.more"),
+        ({"call": {**GOOD, "bytecode": 1}}, "call.bytecode"),
+        ({"call": {**GOOD, "bytecode": "1"}}, "call.bytecode"),
+        ({"call": {**GOOD, "cloudpickle": 3}}, "call.cloudpickle"),
         ({"call": GOOD, "args": [1]}, "call"),
         ({"call": GOOD, "kwargs": {"a": 1}}, "call"),
         ({"call": GOOD, "task": "jobsvc.echo"}, "task"),
@@ -179,6 +192,40 @@ def test_a_large_call_is_stored_like_any_payload(client: Client, notebook: dict[
     answer = client.request("GET", f"/v1/jobs/{job.id}/payload")
     assert answer.headers["content-type"] == "application/octet-stream"
     assert answer.headers["content-disposition"] == "attachment" and len(answer.content) > 100_000
+    # and they are the pickle, without the line that says what pickled it; so they are if it is small
+    small = client.enqueue(notebook["length"], b"x")
+    for content in (answer.content, client.request("GET", f"/v1/jobs/{small.id}/payload").content):
+        function, args, kwargs = pickle.loads(content)
+        assert function(*args, **kwargs) == len(args[0])
+
+
+def test_a_job_with_code_says_what_pickled_it(open_service: LocalService, client: Client) -> None:
+    # given callers of today and of version 0.1, which said less
+    before = open_service.jobs()
+    data = base64.b64encode(pickle.dumps((len, ("abc",), {}))).decode()
+    for more in ({}, {"bytecode": BYTECODE, "cloudpickle": "3.1.3"}):
+        body = {"task": "__main__.f", "call": {"pickle": data, "python": PYTHON, **more}}
+        answer = open_service.ask("POST", "/v1/jobs", body=msgspec.json.encode(body))
+        assert answer is not None and answer.status == 202
+        assert client.job(msgspec.json.decode(answer.body)["id"]).result(SECONDS) == 3
+    assert open_service.jobs() == before + 2
+
+
+def test_results_of_code_are_what_its_annotation_names(client: Client, notebook: dict[str, Any]) -> None:
+    # given functions of a notebook whose results are more than JSON, when they run elsewhere
+    assert client.enqueue(notebook["spread"], 3).result(SECONDS) == {0, 1, 2}
+    assert client.map(notebook["spread"], [1, 2], progress=False).results(SECONDS) == [{0}, {0, 1}]
+    # then what has no annotation is refused at once
+    with pytest.raises(JobFailed, match="ResultNotStorable"):
+        client.enqueue(notebook["bare"], 3).result(SECONDS)
+
+
+def test_a_function_whose_signature_was_looked_at_can_still_be_sent(
+    client: Client, notebook: dict[str, Any]
+) -> None:
+    definition = definition_of(notebook["marked"])
+    assert definition is not None and definition.signature is definition.signature
+    assert client.enqueue(notebook["marked"], 2).result(SECONDS) == 6
 
 
 def test_the_client_does_not_need_cloudpickle_until_then() -> None:

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from jobsvc.errors import InvalidRequest
 from jobsvc.job_calls import NoSecondRun, call_of_task, write_result
+from jobsvc.signatures import value_type
 from jobsvc.tasks import TaskDefinition
 from jobsvc.values import encode_value
 
-from .typed_tasks import Color, Level, Pair, Point, Strange
+from .typed_tasks import Color, Level, Pair, Point, Shape, Strange
 
 
 def arrived(value: Any) -> Any:
@@ -211,3 +212,79 @@ def test_any_result_comes_back_equal_or_is_refused(value: Any) -> None:
         assert data == value
     else:
         assert equal(value, msgspec.json.decode(data))
+
+
+# --- any value of an annotated type -----------------------------------------------------------------------
+
+moments = st.datetimes(timezones=st.none() | st.timezones())
+points = st.builds(Point, st.integers() | st.booleans(), st.integers())
+shapes = st.builds(Shape, st.text(), st.lists(points, max_size=3), st.sets(st.text(max_size=2), max_size=3))
+ANNOTATED: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (int, st.integers()),
+    (float, st.floats() | st.integers()),
+    (float | None, st.floats() | st.none()),
+    (str, st.text(st.characters())),
+    (bytes, st.binary() | st.text(max_size=8)),
+    (dict[str, bytes], st.dictionaries(st.text(max_size=2), st.binary() | st.text(max_size=4), max_size=3)),
+    (datetime.datetime, moments),
+    (list[datetime.datetime | None], st.lists(moments | st.none(), max_size=3)),
+    (datetime.date, st.dates()),
+    (datetime.time, st.times(timezones=st.none() | st.just(datetime.UTC))),
+    (datetime.timedelta, st.timedeltas()),
+    (decimal.Decimal, st.decimals() | st.integers()),
+    (uuid.UUID, st.uuids()),
+    (Color, st.sampled_from(Color)),
+    (Level, st.sampled_from(Level)),
+    (Pair, st.builds(Pair, st.integers(), st.binary())),
+    (Point, points),
+    (Shape, shapes),
+    (dict[int, Shape], st.dictionaries(st.integers(), shapes, max_size=2)),
+    (dict[datetime.date, list[float]], st.dictionaries(st.dates(), st.lists(st.floats()), max_size=3)),
+    (set[int], st.sets(st.integers())),
+    (frozenset[str], st.frozensets(st.text())),
+    (tuple[int, str], st.tuples(st.integers(), st.text())),
+    (list[tuple[int, ...]], st.lists(st.lists(st.integers()).map(tuple), max_size=3)),
+    (list, anything),
+    (dict, anything),
+    (dict[str, Any], st.dictionaries(st.text(max_size=3), anything, max_size=3)),
+    (list[Any], st.lists(anything, max_size=3)),
+]
+
+
+def test_every_annotation_is_one_that_is_held() -> None:
+    for annotation, _ in ANNOTATED:
+        assert value_type(annotation) is not None, annotation
+
+
+@settings(max_examples=1_500, deadline=None)
+@given(data=st.data(), number=st.integers(0, len(ANNOTATED) - 1))
+def test_any_annotated_value_arrives_equal_or_is_refused(data: st.DataObject, number: int) -> None:
+    annotation, strategy = ANNOTATED[number]
+    value = data.draw(strategy)
+
+    def takes(given: Any, *, named: Any) -> Any: ...
+
+    takes.__annotations__ = {"given": annotation, "named": annotation, "return": annotation}
+    task = TaskDefinition(function=takes, name="takes")
+    try:
+        args, kwargs = task.signature.encode_call([value], {"named": value})
+    except InvalidRequest as error:
+        assert error.field is not None and error.field.startswith("args[0]")
+        return
+    payload = msgspec.json.encode({"args": args, "kwargs": kwargs})
+    _, [got], named, returns = call_of_task(task, "json", payload)
+    assert arrived_as_annotated(value, got) and arrived_as_annotated(value, named["named"])
+    # and what goes there comes back
+    content, stored = write_result(value, 10**9, returns)
+    if content == "json" and returns is not None:
+        assert arrived_as_annotated(value, returns.read_result(stored))
+
+
+def arrived_as_annotated(given: Any, got: Any) -> bool:
+    if equal(given, got):
+        return True
+    if isinstance(given, list | tuple) and isinstance(got, list | tuple):
+        return len(given) == len(got) and all(map(arrived_as_annotated, given, got))
+    if isinstance(given, dict) and isinstance(got, dict):
+        return given.keys() == got.keys() and all(arrived_as_annotated(given[k], got[k]) for k in given)
+    return bool(given == got)
