@@ -49,7 +49,7 @@ _PR_SET_NAME = 15
 _KILLED_EXIT_CODE = 128 + signal.SIGTERM
 _OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
 _JOB_NICENESS = 5  # managers and replicas on this machine go first
-_LOOK_SECONDS = 0.02  # of jobs, between two looks at everything; each takes a few thousandths of that
+_LOOK_SECONDS = 0.02  # of jobs, or without any, between two looks at everything; each takes 0.1 to 0.4 ms
 _IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
 _INTERRUPTIONS_MAX = 100
 _TITLE_IDLE = "jobsvc job (idle)"
@@ -80,6 +80,7 @@ class JobProcess:
         self._reads = 0
         self._in_job = False
         self._unseen_seconds = 0.0  # of jobs, since everything was looked at
+        self._look_due = 0.0  # in idle time: lone jobs that come one after the other share a look
         self._registry = Registry()
         self._is_fork = False
         os.register_at_fork(after_in_child=self._forget_pipes)
@@ -110,7 +111,8 @@ class JobProcess:
                 self._run_job(job)
             self._board.clear()
             setproctitle(_TITLE_IDLE)
-            if not more.poll(_IDLE_MILLISECONDS):
+            pause = max(_IDLE_MILLISECONDS, (self._look_due - self._clock()) * 1000)
+            if not more.poll(pause):
                 self._look()
 
     def _load(self, setup: Setup) -> Loaded:
@@ -135,9 +137,9 @@ class JobProcess:
         return body if len(body) == length else None
 
     def _write(self, end: EndFrame) -> None:
-        data = memoryview(frame(end))
-        while data:
-            data = data[os.write(self._results_fd, data) :]
+        data = frame(end)
+        while (written := os.write(self._results_fd, data)) < len(data):
+            data = data[written:]
 
     def _on_term(self, number: int, at: FrameType | None) -> None:
         if os.getpid() == self._pid and self._in_job:
@@ -225,6 +227,7 @@ class JobProcess:
             self._leave(grown, in_order=True)
         self._board.leave_bytes(self._growth.left_bytes)
         self._unseen_seconds = 0.0
+        self._look_due = self._clock() + _LOOK_SECONDS
 
     def _leave(self, why: list[str], in_order: bool = False) -> NoReturn:
         """End this process; the worker starts the next one, and sends it what has not started here.

@@ -265,15 +265,15 @@ class ProcessRunner:
             child.read_output(everything=True)
         for end in ends:
             output = child.outputs.pop(end.number, b"")
-            if end.number == READY:
-                self._has_loaded(child, _decode_loaded(end.data))
-            elif end.number == RENEWED:
-                _log.info("job process %d is renewed: %s", child.pid, end.error and end.error.message)
-            elif (job := child.settle(end.number)) is not None:
+            if (job := child.settle(end.number)) is not None:
                 child.jobs_left -= 1
                 kill = self._kill
                 killed = kill is not None and kill.number == end.number
                 self._news.ended(job, end, output, (kill.outcome, kill.error) if kill and killed else None)
+            elif end.number == READY:
+                self._has_loaded(child, _decode_loaded(end.data))
+            elif end.number == RENEWED:
+                _log.info("job process %d is renewed: %s", child.pid, end.error and end.error.message)
         if child.outputs and not child.sent:
             child.outputs.clear()  # nobody is left to claim them
         return ends

@@ -18,9 +18,8 @@ from typing import Any, TextIO
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 _LONG_SECONDS = 0.001
-_LOOKS = ("encoding", "errors", "line_buffering", "write_through")
 _AS_OPENED: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "line_buffering": True}
-_looks = attrgetter(*(f"{name}.{look}" for name in ("stdout", "stderr") for look in _LOOKS), "stdin.closed")
+_looks = attrgetter("encoding", "errors", "line_buffering", "write_through")
 
 
 class JobStreams:
@@ -38,7 +37,7 @@ class JobStreams:
         sys.stdin = sys.__stdin__ = self._stdin = open(STDIN, closefd=False)  # type: ignore[misc]  # noqa: SIM115
         sys.stdout = sys.__stdout__ = self._stdout = _open_text(STDOUT)  # type: ignore[misc]
         sys.stderr = sys.__stderr__ = self._stderr = _open_text(STDERR)  # type: ignore[misc]
-        self._as_taken = _looks(sys)
+        self._as_taken = _looks(self._stdout)
 
     def put_back(self, seconds: float) -> bool:
         """After a job of so many seconds. True if one of them had to be made anew."""
@@ -51,7 +50,7 @@ class JobStreams:
         if sys.stdout is not self._stdout or sys.stderr is not self._stderr or sys.stdin is not self._stdin:
             self._put_objects()
         try:
-            if _looks(sys) != self._as_taken:
+            if not _looks(self._stdout) == _looks(self._stderr) == self._as_taken or self._stdin.closed:
                 self._reconfigure()
             self._stdout.flush()
             self._stderr.flush()

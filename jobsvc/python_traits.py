@@ -43,9 +43,9 @@ _BUILTINS = ("print", "open", "input", "__import__")
 _STANDARD: list[ModuleType] = [asyncio, builtins, datetime, io, json, logging, os, posixpath, random, select]
 _STANDARD += [shutil, signal, socket, subprocess, tempfile, threading, time]
 _DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
-_of_sys = attrgetter(*_SYS_HOOKS, "path", "argv")
-_of_warnings = attrgetter("filters", "showwarning", "formatwarning")
-_of_builtins = attrgetter(*_BUILTINS)
+_of_sys = itemgetter(*_SYS_HOOKS, "path", "argv")
+_of_warnings = itemgetter("filters", "showwarning", "formatwarning")
+_of_builtins = itemgetter(*_BUILTINS)
 _of_root = attrgetter("level", "handlers", "filters", "manager.disable")
 _NEW_LOGGER: tuple[Any, ...] = (logging.NOTSET, True, False, [], [])
 _of_logger = attrgetter("level", "propagate", "disabled", "handlers", "filters")
@@ -54,9 +54,9 @@ _of_logger = attrgetter("level", "propagate", "disabled", "handlers", "filters")
 def hooks() -> tuple[Any, ...]:
     """All values of `hook_traits` at once, for after each job. Lists are the living ones."""
     return (
-        _of_sys(sys),
-        _of_warnings(warnings),
-        _of_builtins(builtins),
+        _of_sys(sys.__dict__),
+        _of_warnings(warnings.__dict__),
+        _of_builtins(builtins.__dict__),
         _of_root(logging.root),
         threading.excepthook,
         tempfile.tempdir,

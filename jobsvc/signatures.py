@@ -21,7 +21,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -39,6 +39,8 @@ _PLAIN: dict[Any, frozenset[type]] = {  # annotation -> types of values that pas
     list: frozenset({list}),
     dict: frozenset({dict}),
 }
+_NO_NAMED = b'"kwargs":{}}'  # the end of a call without named arguments, as the way in writes it
+Values = TypeVar("Values")
 _NO_ARGUMENTS: dict[str, Any] = {}
 _Kind = inspect.Parameter
 _READ_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, ArithmeticError)
@@ -54,6 +56,10 @@ class _RawArguments(msgspec.Struct):
     kwargs: dict[str, Raw] = {}
 
 
+class _Placed(msgspec.Struct, Generic[Values], gc=False):
+    args: Values  # all of them by place, and checked as they are decoded
+
+
 _decode = msgspec.json.Decoder().decode
 _decode_arguments = msgspec.json.Decoder(_Arguments).decode
 _decode_raw_arguments = msgspec.json.Decoder(_RawArguments).decode
@@ -64,13 +70,13 @@ _decode_raw_named = msgspec.json.Decoder(dict[str, Raw]).decode
 class ValueType:
     """One annotation, as values are read by it. Errors name the place inside the value."""
 
-    __slots__ = ("_annotation", "_decode", "_is_float", "passes")
+    __slots__ = ("_decode", "annotation", "is_float", "passes")
 
     def __init__(self, annotation: Any) -> None:
         """Raises TypeError for what msgspec does not know."""
         self.passes = _passes(annotation)
-        self._annotation = annotation
-        self._is_float = float in self.passes and int not in self.passes
+        self.annotation = annotation
+        self.is_float = float in self.passes and int not in self.passes
         self._decode = msgspec.json.Decoder(annotation).decode
 
     def decode(self, data: bytes | Raw) -> Any:
@@ -82,7 +88,7 @@ class ValueType:
             if type(value) in self.passes:
                 return value
             raise _invalid(error) from error
-        if self._is_float and type(value) is float:
+        if self.is_float and type(value) is float:
             self._check_whole_number(data, value)
         return value
 
@@ -93,7 +99,7 @@ class ValueType:
         if not isinstance(value, bytes):
             return self.decode(encode_json(value))
         try:
-            return msgspec.convert(value, self._annotation)
+            return msgspec.convert(value, self.annotation)
         except msgspec.ValidationError as error:
             raise _invalid(error) from error
 
@@ -222,6 +228,7 @@ class TaskSignature:
         # how many arguments by place, and none by name, fit without a closer look
         self._least = max([place + 1 for _, place in self._required], default=0)
         self._most = sys.maxsize if self._takes_rest else len(self._positional)
+        self._decode_placed = self._placed_decoder()
 
     # --- taking apart ---
 
@@ -261,6 +268,15 @@ class TaskSignature:
             self._places[name] = place
         if parameter.default is _Kind.empty:
             self._required.append((name, place))
+
+    def _placed_decoder(self) -> Callable[[bytes], _Placed[tuple[Any, ...]]] | None:
+        """For what is always called with as many arguments by place, and gets them as they came."""
+        kinds = self._by_place
+        changed = any(kind is not None and (kind.is_float or not kind.passes) for kind in kinds)
+        if changed or not kinds or self._least != self._most:
+            return None
+        annotations = tuple(Any if kind is None else kind.annotation for kind in kinds)
+        return msgspec.json.Decoder(_Placed[tuple[annotations]]).decode  # type: ignore[valid-type]
 
     def by_place(self, number: int) -> ValueType | None:
         return self._by_place[number] if number < len(self._by_place) else self._rest
@@ -305,6 +321,11 @@ class TaskSignature:
 
     def read(self, content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
         """Positional and named arguments of a payload. Raises InvalidRequest with the place."""
+        if self._decode_placed is not None and content == "json" and payload.endswith(_NO_NAMED):
+            try:
+                return list(self._decode_placed(payload).args), {}
+            except _READ_ERRORS:
+                pass  # what is wrong, and where, is found below
         try:
             args, kwargs = self._read(content, payload)
             count, places = len(args), self._places

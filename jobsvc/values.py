@@ -70,8 +70,9 @@ def _is_plain(value: Any) -> bool:
         members = value
     else:
         return kind in _SURE or (kind is float and value - value == 0.0)
-    for each in members:  # noqa: SIM110  a generator costs most of what is won here
-        if type(each) not in _SURE and not _is_plain(each):
+    for each in members:
+        kind = type(each)
+        if kind not in _SURE and not (each - each == 0.0 if kind is float else _is_plain(each)):
             return False
     return True
 
@@ -182,10 +183,16 @@ def check_arrival(given: Any, arrived: Any, place: str = "") -> None:
     A text may become what it is the text of (a date, a member of an enum), a dict an object of a class, a
     list a set: whoever annotates wants that. Everything else has to be equal.
     """
+    if not (_is_plain(given) and _are_equal(arrived, given)):
+        _compare(given, arrived, place)
+
+
+def _compare(given: Any, arrived: Any, place: str) -> None:
+    """Part by part."""
     if isinstance(given, list | tuple):
         if isinstance(arrived, list | tuple) and len(arrived) == len(given):
             for number, (one, other) in enumerate(zip(given, arrived, strict=True)):
-                check_arrival(one, other, f"{place}[{number}]")
+                _compare(one, other, f"{place}[{number}]")
             return
         good = isinstance(arrived, set | frozenset)
     elif isinstance(given, dict):
@@ -195,7 +202,7 @@ def check_arrival(given: Any, arrived: Any, place: str = "") -> None:
     elif (fields := _fields(given)) is not None:
         good = type(arrived) is type(given)
         for name in fields if good else ():
-            check_arrival(getattr(given, name), getattr(arrived, name), f"{place}.{name}")
+            _compare(getattr(given, name), getattr(arrived, name), f"{place}.{name}")
     else:
         good = _arrived_equal(given, arrived)
     if not good:
@@ -220,7 +227,7 @@ def _check_members(given: dict[Any, Any], arrived: Any, place: str) -> bool:
         if given.keys() != arrived.keys():
             return all(type(key) is str for key in given) and len(given) == len(arrived)
         for key, each in given.items():
-            check_arrival(each, arrived[key], f"{place}{key_place(key)}")
+            _compare(each, arrived[key], f"{place}{key_place(key)}")
         return True
     members = _members(arrived)
     if members is None:
@@ -230,7 +237,7 @@ def _check_members(given: dict[Any, Any], arrived: Any, place: str) -> bool:
             raise _refused(f"{_named(arrived)} has no such member", f"{place}{key_place(key)}")
         name = members[key]
         if name is not None:
-            check_arrival(each, getattr(arrived, name), f"{place}.{key}")
+            _compare(each, getattr(arrived, name), f"{place}.{key}")
     return True
 
 

@@ -129,6 +129,22 @@ def test_simple_types_pass_as_they_are() -> None:
     assert read(t.half_known, None) == ([None], {})
 
 
+@pytest.mark.parametrize("value", [["a", 1], ["a", True], ["a", 2**70], ["a", 1.0], [1, 1], ["a"], "ab"])
+def test_however_a_call_is_written_it_reads_the_same(value: list[Any]) -> None:
+    def pair(text: str, number: int) -> None: ...
+
+    def outcome(payload: bytes) -> object:
+        try:
+            return repr(TaskSignature(pair).read("json", payload))
+        except InvalidRequest as error:
+            return error.field, error.detail
+
+    args = msgspec.json.encode(value)
+    as_sent = outcome(b'{"args":%b,"kwargs":{}}' % args)
+    assert as_sent == outcome(b'{"kwargs": {}, "args": %b}' % args)
+    assert outcome(b'{"kwargs":{"number":1},"args":["a"],"x":{"kwargs":{}}}') == repr((["a"], {"number": 1}))
+
+
 def test_what_cannot_be_known_is_as_if_it_were_not_annotated() -> None:
     assert read(t.half_known, 1, {"any": 1}, other=[1]) == ([1, {"any": 1}], {"other": [1]})
     args = ["f", [1, "x"], "text", [1], {"a": 1}, {"n": 1}]
