@@ -13,9 +13,10 @@ next job cannot take it along; the worker reads them by the handful.
 **The board.** Jobs are numbered by the worker, upwards for ever. The child writes the number of the job
 that it is about to start into `current`, and only then looks at `recall_below`; the worker raises
 `recall_below`, and only then looks at `current`. Each does a system call that locks between its write and
-its read, so at least one of them sees the other: a job that was called back and is not `current` will
-never start. (Were that to fail, a job would run twice, which at-least-once allows, and its first attempt
-would be refused as stale.)
+its read (the worker `FIONREAD`; the child `umask`, an atomic exchange in the kernel, which it needs anyway),
+so at least one of them sees the other: a job that was called back and is not `current` will never start.
+(Were that to fail, a job would run twice, which at-least-once allows, and its first attempt would be refused
+as stale.)
 
 **Whose output is it?** When a job has ended, the child writes a mark with its number into the output
 pipe, but only if there may be something in front of it: bytes wait in the pipe, or the worker has read

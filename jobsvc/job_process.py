@@ -161,7 +161,7 @@ class JobProcess:
     def _run_job(self, job: JobFrame) -> None:
         board = self._board
         board.begin(job.number, time.monotonic())
-        self._streams.waiting_bytes()  # a system call that locks: see job_frames about the board
+        self._state.put_umask()  # a system call that locks: see job_frames about the board
         if job.number < board.recall_below:
             board.clear()
             return
@@ -198,8 +198,9 @@ class JobProcess:
         interrupted: list[str] = []
         while True:
             try:
-                if interrupted:
-                    interrupted += self._state.put_all()
+                if not interrupted:
+                    return self._clear_up_once(seconds)
+                interrupted += self._state.put_all()
                 return interrupted + self._clear_up_once(seconds)
             except Exception as error:  # of a handler that the job has set, for a signal or an alarm
                 interrupted.append(f"{type(error).__name__} after the job")

@@ -55,6 +55,10 @@ class ProcessState:
             self._decimal = decimal.getcontext().copy()
         self._called.clear()
 
+    def put_umask(self) -> None:
+        """Before each job, too: threads of an earlier one may have set it. See `job_frames` on the board."""
+        os.umask(self._umask)
+
     def put_back(self) -> list[str]:
         """After each job. Names what cannot be put back."""
         os.umask(self._umask)
