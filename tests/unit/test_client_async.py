@@ -116,7 +116,7 @@ def test_ten_thousand_are_awaited_by_few_connections_and_no_thread(
         service.working = True
         # when they end, then each has its own result
         assert await asyncio.gather(*waiting) == list(range(10_000))
-        assert threading.active_count() == threads
+        assert threading.active_count() <= threads
         # and one reader was enough
         assert len(polls) == 1
 
