@@ -41,7 +41,13 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         {"task": "test.fail", "args": [BROKEN[n % 3 == 0]], "queue": "images", "labels": {"run": "42"}}
         for n in range(30)
     ]
-    failing += [{"task": "test.double", "args": [None], "max_attempts": 1, "queue": "mail"} for _ in range(7)]
+    nowhere = {
+        "task": "test.mark",
+        "args": ["/no/such/folder/lines", 0.0],
+        "max_attempts": 1,
+        "queue": "mail",
+    }
+    failing += [nowhere] * 7
     for job in client.enqueue_many(failing):
         job.wait(60)
     yield started

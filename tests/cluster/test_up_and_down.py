@@ -175,9 +175,9 @@ def test_up_after_part_of_it_was_killed(info: service.ServiceInfo, folder: Path)
 
 
 def test_down_ends_all_of_its_own_and_nothing_else(info: service.ServiceInfo, folder: Path) -> None:
-    # given a job that left a daemon behind, and a stranger whose arguments name the service's folder
+    # given a job that runs and has a daemon, and a stranger whose arguments name the service's folder
     daemon = folder / "daemon.pid"
-    script = f"setsid sh -c 'echo $$ > {daemon}; exec sleep 600' >/dev/null 2>&1 &"
+    script = f"setsid sh -c 'echo $$ > {daemon}; exec sleep 600' >/dev/null 2>&1 & sleep 600"
     httpx.post(f"{info.urls[0]}/v1/jobs", json={"task": "jobsvc.shell", "args": [script]})
     wait_until(lambda: daemon.exists() and daemon.read_text().strip(), "the daemon")
     stranger = subprocess.Popen(["tail", "-f", "/dev/null", f"{info.temp_dir}/start.log"])
