@@ -103,7 +103,7 @@ class AcceptanceOrder:
         self._blocks.append(block)
         self._firsts.append(first)
 
-    def freeze_finished(self, group: FinishedGroup, seqs: list[int]) -> None:
+    def freeze_finished(self, group: FinishedGroup, seqs: Sequence[int]) -> None:
         """The jobs of these seqs, which ascend, are kept in a group from now on."""
         done = 0
         while done < len(seqs):

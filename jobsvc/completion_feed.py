@@ -15,6 +15,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import cast
 
 from .finished_groups import FinishedGroup
@@ -114,6 +115,13 @@ class CompletionFeed:
         found = map(self._job, range(begin, len(self._jobs)))
         return [job for job in found if job is not None]
 
+    def entries_since(self, place: int) -> Iterator[tuple[Job | FinishedGroup, int]]:
+        """What is kept from this place on: jobs, and groups with how many of theirs follow each other."""
+        for _, same in groupby(self._jobs[bisect_left(self._places, place) :], id):
+            entries = [*same]
+            if entries[0] is not None:
+                yield entries[0], len(entries)
+
     def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[tuple[int, Job]], int]:
         """The jobs after a place, with theirs, and the place up to which these are all."""
         begin = max(bisect_right(self._places, place), self._begin)
@@ -156,6 +164,13 @@ class CompletionFeed:
         self._put(place, job)
         self.next_place = place + 1
         return place
+
+    def append_group(self, group: FinishedGroup, count: int) -> None:
+        """So many jobs have finished together, and are kept in a group; their places follow each other."""
+        first, self.next_place = self.next_place, self.next_place + count
+        self._places.extend(range(first, self.next_place))
+        self._jobs += [group] * count
+        self._held += count
 
     def revive(self, place: int) -> None:
         """The job of this place waits again."""

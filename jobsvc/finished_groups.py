@@ -10,41 +10,46 @@ gets a copy. Everything else (failed, retried, with objects in the store, with a
 pulled yet) stays as it was. As with segments, representation is not state: nothing that a queue decides,
 writes or tells depends on it.
 
-What has just finished is about to be asked for, so the last `LAG` jobs stay objects; those before wait until
-there are enough of their options to make a group.
+Jobs that end together, as under load they do, become a group where the event is applied, and never get the
+objects of an end. What ends alone is about to be asked for, so the last `LAG` of those stay objects; the ones
+before them wait until there are enough of their options to make a group.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, groupby
-from operator import attrgetter, itemgetter
-from typing import Generic, Protocol, TypeVar
+from operator import attrgetter, eq, itemgetter, lt
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from .events import AttemptsEnded, Change
 from .interned_options import InternedOptions
-from .jobs import HASH_TASK, AttemptRecord, Details, Job, Outcome, Result, State
+from .jobs import HASH_TASK, AttemptRecord, Details, Finished, Job, Outcome, Result, State
 
 LAG = 512
 SOME = 256  # of those before the last `LAG` are looked at together
+AT_ONCE_MIN = 32  # jobs that end together: a smaller group would take as much as objects do
 GROUP_MIN = 64
 GROUP_MAX = 256
 PALETTE_MAX = 64
 ATTEMPT_MAX = 65_535
 
-_SUCCEEDED = State.SUCCEEDED
+_RUNNING, _SUCCEEDED, _OUTCOME, _CHANGE = State.RUNNING, State.SUCCEEDED, Outcome.SUCCEEDED, Change.SUCCEED
 Value = TypeVar("Value")
 
-_job_fields = attrgetter("id", "payload", "seq", "created_at", "attempt", "details")
+_job_fields = attrgetter("id", "payload", "seq", "created_at", "attempt")
+_details = attrgetter("details")
 _details_fields = attrgetter("history", "finished_at", "finish_seq", "result")
 _record_fields = attrgetter("worker", "node", "started_at", "ended_at")
 _result_fields = attrgetter("content", "data")
+_end_fields = attrgetter("started_at", "ended_at", "result")
 _first = itemgetter(0)
 
 
 class Column(Protocol[Value]):
-    """What an array, a list and the two below have in common."""
+    """What an array, a list, a range and the two below have in common."""
 
     def __getitem__(self, index: int, /) -> Value: ...
 
@@ -92,6 +97,9 @@ class _Palette(Generic[Value]):
 
 
 def _integers(values: Sequence[int]) -> Column[int]:
+    first, stop = values[0], values[0] + len(values)
+    if values[-1] == stop - 1 and all(map(eq, values, range(first, stop))):
+        return range(first, stop)  # mostly they are neighbours
     base = min(values)
     if max(values) - base < 1 << 32:
         return _Shifted(base, array("I", [value - base for value in values]))
@@ -99,11 +107,27 @@ def _integers(values: Sequence[int]) -> Column[int]:
 
 
 def _column(values: Sequence[Value]) -> Column[Value]:
+    if values.count(values[0]) == len(values):
+        return _Palette([values[0]], bytes(len(values)))
     different = [*dict.fromkeys(values)]
     if len(different) > PALETTE_MAX:
         return [*values]
     numbers = {value: number for number, value in enumerate(different)}
     return _Palette(different, bytes(map(numbers.__getitem__, values)))
+
+
+Runner = tuple[str, str, str]  # worker, node, and what the result is: what is mostly the same for all
+
+
+class _Ends(NamedTuple):
+    """How jobs ended, row by row."""
+
+    places: Sequence[int]
+    finished_at: Sequence[float]
+    started_at: Sequence[float]
+    ended_at: Sequence[float]
+    runners: Sequence[Runner]
+    data: Sequence[bytes]
 
 
 class FinishedGroup:
@@ -114,26 +138,55 @@ class FinishedGroup:
         "_seqs", "_started", "ids", "options",
     )  # fmt: skip
 
-    def __init__(self, jobs: list[Job]) -> None:
-        """Of jobs that are all `plain`, of the same options, and in the order of their seqs."""
+    state = _SUCCEEDED  # of each of them
+
+    def __init__(self, jobs: list[Job], ends: _Ends) -> None:
+        """Of jobs that are all plain, of the same options, and in the order of their seqs."""
         self.options = jobs[0].options
-        ids, payloads, seqs, created, attempts, details = zip(*map(_job_fields, jobs), strict=True)
-        histories, finished, places, results = zip(*map(_details_fields, details), strict=True)
-        workers, nodes, started, ended = zip(*map(_record_fields, map(_first, histories)), strict=True)
-        contents, data = zip(*map(_result_fields, results), strict=True)
+        ids, payloads, seqs, created, attempts = zip(*map(_job_fields, jobs), strict=True)
         self.ids: list[bytes] = [*ids]
         self._seqs = _integers(seqs)
-        self._places = _integers(places)
+        self._places = _integers(ends.places)
         self._created = _column(created)
-        self._finished = _column(finished)
-        self._started = array("d", started)
-        self._ended = array("d", ended)
+        self._finished = _column(ends.finished_at)
+        self._started = array("d", ends.started_at)
+        self._ended = array("d", ends.ended_at)
         self._attempts = array("H", attempts)
-        self._runners = _column([*zip(workers, nodes, contents, strict=True)])
-        bodies = [*chain.from_iterable(zip(payloads, data, strict=True))]
+        self._runners = _column(ends.runners)
+        bodies = [*chain.from_iterable(zip(payloads, ends.data, strict=True))]
         self._ends = array("I", accumulate(map(len, bodies)))
         self._bytes = b"".join(bodies)
         self._hint = 0
+
+    @classmethod
+    def of_objects(cls, jobs: list[Job]) -> FinishedGroup:
+        """Of jobs that have got the objects of their ends."""
+        histories, finished, places, results = zip(*map(_details_fields, map(_details, jobs)), strict=True)
+        workers, nodes, started, ended = zip(*map(_record_fields, map(_first, histories)), strict=True)
+        contents, data = zip(*map(_result_fields, results), strict=True)
+        runners = [*zip(workers, nodes, contents, strict=True)]
+        return cls(jobs, _Ends(places, finished, started, ended, runners, data))
+
+    @classmethod
+    def of_reports(
+        cls, jobs: list[Job], finished: list[Finished], event: AttemptsEnded, log_time: float, place: int
+    ) -> FinishedGroup | None:
+        """Of jobs that end with these reports, at places of the feed from this one on.
+
+        None if one of them is there twice."""
+        places: Sequence[int] = range(place, place + len(jobs))
+        if not _ascends([job.seq for job in jobs]):
+            order = sorted(range(len(jobs)), key=lambda row: jobs[row].seq)
+            jobs = [jobs[row] for row in order]
+            if not _ascends([job.seq for job in jobs]):
+                return None
+            finished = [finished[row] for row in order]
+            places = [place + row for row in order]
+        started, ended, results = zip(*map(_end_fields, finished), strict=True)
+        contents, data = zip(*map(_result_fields, results), strict=True)
+        of_content = {content: (event.worker, event.node, content) for content in contents}
+        runners = [*map(of_content.__getitem__, contents)]
+        return cls(jobs, _Ends(places, [log_time] * len(jobs), started, ended, runners, data))
 
     def index_of(self, job_id: bytes) -> int:
         """The row of a job. They are mostly asked for one after the other."""
@@ -141,6 +194,10 @@ class FinishedGroup:
         index = hint if hint < len(ids) and ids[hint] == job_id else ids.index(job_id)
         self._hint = index + 1
         return index
+
+    def seqs(self) -> Sequence[int]:
+        """Of all rows; they ascend."""
+        return self._seqs if isinstance(self._seqs, range) else [*map(self.seq, range(len(self.ids)))]
 
     def seq(self, index: int) -> int:
         return self._seqs[index]
@@ -195,6 +252,55 @@ class FinishedGroup:
             attempt,
             details=details,
         )
+
+
+def _ascends(numbers: list[int]) -> bool:
+    return all(map(lt, numbers, numbers[1:]))
+
+
+def ended_together(jobs: list[Job], event: AttemptsEnded) -> Iterator[tuple[int, int, bool]]:
+    """What ended by one event, in parts: from, to, and whether they can become a group at once."""
+    if len(jobs) < AT_ONCE_MIN:
+        yield 0, len(jobs), False
+        return
+    ends = zip(jobs, event.finished, event.changes, event.run_ats, strict=True)
+    begin = 0
+    for options, alike in groupby([_options_if_plain(*each) for each in ends]):
+        end = begin + len([*alike])
+        if not options or end - begin < AT_ONCE_MIN:
+            yield begin, end, False
+        else:
+            parts = -(-(end - begin) // GROUP_MAX)
+            for part in range(parts):
+                stop = begin + -(-(end - begin) // (parts - part))
+                yield begin, stop, True
+                begin = stop
+        begin = end
+
+
+def _options_if_plain(job: Job, finished: Finished, change: Change, run_at: float | None) -> int:
+    """The id of its options if a group can hold all there is to know of a job that ends like this, or 0."""
+    details, options, result = job.details, job.options, finished.result
+    if (
+        change is _CHANGE
+        and job.state is _RUNNING
+        and details is not None
+        and not details.history
+        and finished.outcome is _OUTCOME
+        and result is not None
+        and result.data is not None
+        and type(job.payload) is bytes
+        and finished.error is None
+        and finished.log is None
+        and not finished.log_bytes
+        and finished.attempt == job.attempt <= ATTEMPT_MAX
+        and run_at is None
+        and not (job.failures or job.crashes or details.history_dropped)
+        and options.retention_seconds is None
+        and options.task != HASH_TASK
+    ):
+        return id(options)
+    return 0
 
 
 def is_plain(job: Job) -> bool:

@@ -198,10 +198,10 @@ class Leader:
 
     def _count_finished(self, first: int) -> None:
         now = self._loop.time()
-        for job in self.state.feed.since(first):
-            self._throughput.add(job.options.queue, now)
-            self.tallies.job_finished(job)
-            self._failed_jobs += job.state is State.FAILED
+        for entry, jobs in self.state.feed.entries_since(first):
+            self._throughput.add(entry.options.queue, now, jobs)
+            self.tallies.job_finished(entry, jobs)
+            self._failed_jobs += entry.state is State.FAILED
 
     # --- calls of replicas ---
 

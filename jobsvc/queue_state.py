@@ -58,7 +58,7 @@ from .events import (
     QueuePaused,
 )
 from .failure_groups import FailureGroups
-from .finished_groups import FinishedGroup, RecentlyFinished
+from .finished_groups import FinishedGroup, RecentlyFinished, ended_together
 from .interned_options import InternedOptions
 from .jobs import (
     HASH_TASK,
@@ -80,6 +80,7 @@ from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
 from .segments import JobTable, neighbours, seq_of
+from .timed_jobs import drop_dead_due, drop_dead_retention
 from .transitions import TRANSITIONS, IllegalTransition
 from .unpulled_jobs import UnpulledJobs, awaits_pull
 
@@ -127,7 +128,7 @@ class QueueState:
         ]  # a pulled one may come twice
         if held:
             held.sort(key=seq_of)
-            group = FinishedGroup(held)
+            group = FinishedGroup.of_objects(held)
             self.jobs.freeze_finished(group)
             self.order.freeze_finished(group, [job.seq for job in held])
             self.feed.freeze_finished(group, sorted(map(place_of, held)))
@@ -228,18 +229,7 @@ def _jobs_promoted(state: QueueState, event: JobsPromoted) -> None:
         job = state.jobs[job_id]
         _move(state, job, Change.PROMOTE)
         lane_of(state, job.options).add_returned(job)
-    _drop_dead_due(state)
-
-
-def _drop_dead_due(state: QueueState) -> None:
-    while state.due and not _waits_until(state.due[0]):
-        heapq.heappop(state.due)
-
-
-def _waits_until(entry: tuple[float, int, Job]) -> bool:
-    """True while this entry of the heap speaks for its job: entries are removed lazily."""
-    run_at, _, job = entry
-    return job.state is State.SCHEDULED and job.details is not None and job.details.run_at == run_at
+    drop_dead_due(state.due)
 
 
 def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
@@ -262,31 +252,67 @@ def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
 def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
     held = state.leases.get(event.worker, {})
     jobs = state.jobs.of([each.job_id for each in event.finished])
-    for job, finished, change, run_at in zip(jobs, event.finished, event.changes, event.run_ats, strict=True):
-        _move(state, job, change)
-        held.pop(job.id, None)
-        details = job.details
-        assert details is not None
-        details.lease = None
-        details.run_at = run_at
-        if finished.outcome in _CHARGED:
-            job.failures += 1
-        if finished.outcome in _CRASHES:
-            job.crashes += 1
-        _remember_attempt(state, details, finished, event)
-        if change is Change.RETRY_LATER:
-            assert run_at is not None
-            heapq.heappush(state.due, (run_at, job.seq, job))
-        elif change is Change.GIVE_BACK:
-            lane_of(state, job.options).add_returned(job)
-        else:
-            details.result = finished.result
-            if finished.result is not None:
-                state.packs.add(finished.result.ref)
-            _finish(state, job)
-    state.recent.add([job for job in jobs if job.state is State.SUCCEEDED])
+    for begin, end, alike in ended_together(jobs, event):
+        some, finished = jobs[begin:end], event.finished[begin:end]
+        if alike and _succeeded_alike(state, some, finished, event):
+            for job in some:
+                held.pop(job.id, None)
+            continue
+        ends = zip(some, finished, event.changes[begin:end], event.run_ats[begin:end], strict=True)
+        for job, each, change, run_at in ends:
+            _attempt_ended(state, job, each, change, run_at, event)
+            held.pop(job.id, None)
+        state.recent.add([job for job in some if job.state is State.SUCCEEDED])
     if not held:
         state.leases.pop(event.worker, None)
+
+
+def _succeeded_alike(
+    state: QueueState, jobs: list[Job], finished: list[Finished], event: AttemptsEnded
+) -> bool:
+    """Jobs that a group can hold leave memory as objects."""
+    group = FinishedGroup.of_reports(jobs, finished, event, state.log_time, state.feed.next_place)
+    if group is None:
+        return False
+    target = TRANSITIONS[State.RUNNING][Change.SUCCEED]
+    state.counts.add(group.options.queue, State.RUNNING, -len(jobs))
+    state.counts.add(group.options.queue, target, len(jobs))
+    for job in jobs:
+        job.state = target  # lanes may have it still
+    state.jobs.freeze_finished(group)
+    state.order.freeze_finished(group, group.seqs())
+    state.feed.append_group(group, len(jobs))
+    return True
+
+
+def _attempt_ended(
+    state: QueueState,
+    job: Job,
+    finished: Finished,
+    change: Change,
+    run_at: float | None,
+    event: AttemptsEnded,
+) -> None:
+    _move(state, job, change)
+    details = job.details
+    assert details is not None
+    details.lease = None
+    details.run_at = run_at
+    if finished.outcome in _CHARGED:
+        job.failures += 1
+    if finished.outcome in _CRASHES:
+        job.crashes += 1
+    _remember_attempt(state, details, finished, event)
+    if change is Change.RETRY_LATER:
+        assert run_at is not None
+        heapq.heappush(state.due, (run_at, job.seq, job))
+    elif change is Change.GIVE_BACK:
+        lane_of(state, job.options).add_returned(job)
+    else:
+        details.result = finished.result
+        if finished.result is not None:
+            state.packs.add(finished.result.ref)
+        _finish(state, job)
 
 
 def _remember_attempt(state: QueueState, details: Details, finished: Finished, event: AttemptsEnded) -> None:
@@ -329,7 +355,7 @@ def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
         _finish(state, job)
     for lane in touched.values():
         lane.drop_dead_heads()
-    _drop_dead_due(state)
+    drop_dead_due(state.due)
 
 
 def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
@@ -343,20 +369,7 @@ def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
         state.feed.revive(details.finish_seq)
         details.finish_seq = details.finished_at = None
         lane_of(state, job.options).add_returned(job)
-    _drop_dead_retention(state)
-
-
-def _drop_dead_retention(state: QueueState) -> None:
-    """Keep the heap's top live: `decisions.retire` looks at a bounded number of entries from there."""
-    retention = state.retention
-    while retention and not _retires_at(retention[0]):
-        heapq.heappop(retention)
-
-
-def _retires_at(entry: tuple[float, int, Job]) -> bool:
-    """True while this entry speaks for its job: one that was revived has another place, or none."""
-    _, finish_seq, job = entry
-    return job.details is not None and job.details.finish_seq == finish_seq
+    drop_dead_retention(state.retention)
 
 
 def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
@@ -395,7 +408,7 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         state.options.use(options, -jobs)
         state.options.forget_unused([options])
         forget_if_unused(state, options.queue)
-    _drop_dead_retention(state)
+    drop_dead_retention(state.retention)
     state.unpulled.left(unpulled)
 
 

@@ -65,7 +65,7 @@ class Settling:
         except Exception as error:
             self._bulkheads.failed("report", error, worker)
             return self._settle_each(worker, node, finished)
-        return self._apply(settlement, finished)
+        return self._apply(worker, settlement, finished)
 
     def _settle_each(self, worker: str, node: str, finished: list[Finished]) -> list[tuple[bytes, int]]:
         """Those that can be settled are. Raises Unavailable for the others: they will come again."""
@@ -82,7 +82,7 @@ class Settling:
                     continue
                 each = _defective(each, error)
                 settlement = decisions.settle_as_failed(self._state, worker, node, each)
-            stale += self._apply(settlement, [each])
+            stale += self._apply(worker, settlement, [each])
         if refused is not None:
             raise Unavailable(f"a report cannot be settled: {said(refused)}") from refused
         return stale
@@ -98,11 +98,15 @@ class Settling:
             del self._refusals[next(iter(self._refusals))]
         return True
 
-    def _apply(self, settlement: decisions.Settlement, finished: list[Finished]) -> list[tuple[bytes, int]]:
+    def _apply(
+        self, worker: str, settlement: decisions.Settlement, finished: list[Finished]
+    ) -> list[tuple[bytes, int]]:
         if not self._commits.clock.is_in_step:
             self._commits.clock.date_backoffs(settlement.events, self._state.log_time)
+        held = self._state.leases.get(worker, {})
+        jobs = {each.job_id: held[each.job_id] for each in finished if each.job_id in held}  # as they ran
         self._apply_events(settlement.events)
-        self._bulkheads.count(self._tallies.attempts_ended, self._state.jobs, finished, settlement.stale)
+        self._bulkheads.count(self._tallies.attempts_ended, jobs, finished, settlement.stale)
         return settlement.stale
 
     async def lose(self, worker: KnownWorker) -> list[str]:

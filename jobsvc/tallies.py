@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from . import commands as c
 from .errors import Refusal
+from .finished_groups import FinishedGroup
 from .jobs import Finished, Job, JobOptions, Outcome, State
 
 OTHER = "other"
@@ -35,6 +36,12 @@ class Durations:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum_seconds += seconds
 
+    def observe_all(self, seconds: list[float]) -> None:
+        bounds, counts = self.bounds, self.counts
+        for each in seconds:
+            counts[bisect_left(bounds, each)] += 1
+        self.sum_seconds += sum(seconds)
+
     def spread(self, name: str, labels: dict[str, str]) -> c.Spread:
         return c.Spread(name, labels, list(self.bounds), list(self.counts), self.sum_seconds)
 
@@ -45,6 +52,24 @@ class _Cell:
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
         self.number = 0
+
+
+def _neighbours(
+    jobs: Mapping[bytes, Job], finished: Iterable[Finished], refused: set[tuple[bytes, int]]
+) -> Iterator[tuple[JobOptions, Outcome, list[Finished]]]:
+    """Reports that follow each other, of the same options and outcome; without those that were refused."""
+    options, outcome, alike = None, Outcome.SUCCEEDED, list[Finished]()
+    for each in finished:
+        job = jobs.get(each.job_id)
+        if job is None or (refused and (each.job_id, each.attempt) in refused):
+            continue
+        if job.options is not options or each.outcome is not outcome:
+            if options is not None:
+                yield options, outcome, alike
+            options, outcome, alike = job.options, each.outcome, []
+        alike.append(each)
+    if options is not None:
+        yield options, outcome, alike
 
 
 class Tallies:
@@ -96,21 +121,18 @@ class Tallies:
         """Reports were settled; those that came too late count as nothing but stale."""
         refused = set(stale)
         self.count("stale_results", len(refused))
-        for each in finished:
-            job = jobs.get(each.job_id)
-            if job is None or (refused and (each.job_id, each.attempt) in refused):
-                continue
-            pair = self._add("attempts_finished", job.options, each.outcome)
-            if each.outcome is Outcome.RELEASED:
+        for options, outcome, alike in _neighbours(jobs, finished, refused):
+            pair = self._add("attempts_finished", options, outcome, len(alike))
+            if outcome is Outcome.RELEASED:
                 continue  # it did not run
             durations = self._attempt_duration.get(pair)
             if durations is None:
                 durations = self._attempt_duration[pair] = Durations()
-            durations.observe(max(0.0, each.ended_at - each.started_at))
+            durations.observe_all([max(0.0, each.ended_at - each.started_at) for each in alike])
 
-    def job_finished(self, job: Job) -> None:
-        """A job came to its end."""
-        self._add("jobs_finished", job.options, job.state)
+    def job_finished(self, job: Job | FinishedGroup, jobs: int = 1) -> None:
+        """A job came to its end, or so many of a group."""
+        self._add("jobs_finished", job.options, job.state, jobs)
 
     def _add(
         self, name: str, options: JobOptions, outcome: State | Outcome | None = None, number: int = 1

@@ -16,13 +16,13 @@ class Throughput:
         self._began = now
         self._slots: deque[tuple[float, dict[str, int]]] = deque()
 
-    def add(self, queue: str, now: float) -> None:
+    def add(self, queue: str, now: float, jobs: int = 1) -> None:
         if not self._slots or now - self._slots[-1][0] >= SLOT_SECONDS:
             self._slots.append((now, {}))
         counts = self._slots[-1][1]
         if len(counts) >= QUEUES_MAX and queue not in counts:
             return  # so many queues in so few seconds have one job each: nobody looks at their rates
-        counts[queue] = counts.get(queue, 0) + 1
+        counts[queue] = counts.get(queue, 0) + jobs
 
     def per_second(self, now: float) -> dict[str, float]:
         while self._slots and now - self._slots[0][0] > WINDOW_SECONDS:

@@ -18,7 +18,7 @@ SEEDS_PER_TEST = 20
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Thousands of takeovers tell nothing in a log. And single jobs are frozen, too."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 1)
-    for name, number in (("LAG", 0), ("SOME", 1), ("GROUP_MIN", 2), ("GROUP_MAX", 3)):
+    for name, number in (("LAG", 0), ("SOME", 1), ("AT_ONCE_MIN", 2), ("GROUP_MIN", 2), ("GROUP_MAX", 3)):
         monkeypatch.setattr(finished_groups, name, number)
     logging.disable(logging.CRITICAL)
     yield
@@ -40,4 +40,5 @@ def test_nobody_can_tell_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None
     frozen = [play(seed).fingerprint() for seed in range(1_000, 1_010)]
     monkeypatch.setattr(segments, "FREEZE_MIN", 10**9)
     monkeypatch.setattr(finished_groups, "LAG", 10**9)
+    monkeypatch.setattr(finished_groups, "AT_ONCE_MIN", 10**9)
     assert [play(seed).fingerprint() for seed in range(1_000, 1_010)] == frozen

@@ -64,7 +64,7 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered_keys, "KEYS_MAX", KEYS)
     monkeypatch.setattr(decisions, "QUEUES_MAX", QUEUES)
     monkeypatch.setattr(completion_feed, "REVIVED_RANGES_MAX", 100)
-    for name, number in (("LAG", 16), ("SOME", 16), ("GROUP_MIN", 8), ("GROUP_MAX", 32)):
+    for name, number in (("LAG", 16), ("SOME", 16), ("AT_ONCE_MIN", 12), ("GROUP_MIN", 8), ("GROUP_MAX", 32)):
         monkeypatch.setattr(finished_groups, name, number)
 
 

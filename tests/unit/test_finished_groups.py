@@ -10,7 +10,10 @@ import pytest
 
 from jobsvc import commands as c
 from jobsvc import decisions, finished_groups, job_views, queue_snapshot
+from jobsvc.events import AttemptsEnded, Change
 from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Outcome, Result, State
+from jobsvc.queue_state import apply
+from jobsvc.transitions import IllegalTransition
 
 from .queue_world import World, restored
 
@@ -19,7 +22,7 @@ BYTES_MAX = 450
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("LAG", 0), ("SOME", 8), ("GROUP_MIN", 4), ("GROUP_MAX", 8)):
+    for name, number in (("LAG", 0), ("SOME", 8), ("AT_ONCE_MIN", 6), ("GROUP_MIN", 4), ("GROUP_MAX", 8)):
         monkeypatch.setattr(finished_groups, name, number)
 
 
@@ -77,6 +80,7 @@ def test_a_job_in_a_group_is_told_as_it_was() -> None:
     for world in (lean, plain):
         with pytest.MonkeyPatch.context() as patch:
             if world is plain:
+                patch.setattr(finished_groups, "AT_ONCE_MIN", 10**6)
                 patch.setattr(finished_groups, "LAG", 10**6)
             ids = world.enqueue(40, payload=b"payload")
             for worker, some in (("w1", 10), ("w2", 20), ("w1", 10)):
@@ -166,3 +170,44 @@ def test_a_group_that_is_far_apart_in_time_and_place_is_exact(monkeypatch: pytes
     assert seqs == [1, 2 + (1 << 40)]
     assert [world.job(job).created_at for job in (first, second)] == [1e6, 1.1e7]
     assert list(itertools.chain(decisions.retire(world.state, world.limits._replace(retained_jobs_max=0))))
+
+
+@pytest.mark.usefixtures("small")
+def test_what_ends_together_is_a_group_at_once_in_any_order() -> None:
+    world = World()
+    ids = world.enqueue(20, payload=b"payload")
+    world.lease("w1", 20)
+    order = [ids[n] for n in (3, 1, 2, 0, *range(19, 3, -1))]
+    world.settle([world.finished(job, Outcome.SUCCEEDED, Result("json", job)) for job in order])
+    assert grouped(world) == 20
+    assert [job.id for job in world.state.feed] == order
+    assert [world.job(job).details.result for job in ids] == [Result("json", job) for job in ids]  # type: ignore[union-attr]
+    world.check()
+
+
+@pytest.mark.usefixtures("small")
+def test_what_ends_beside_it_in_another_way_is_as_ever() -> None:
+    # given reports of one call: a failure among them, and jobs of two kinds
+    world = World()
+    ids = [*world.enqueue(8), *world.enqueue(8, batch="other"), *world.enqueue(2, max_attempts=1)]
+    world.lease("w1", 18)
+    outcomes = [Outcome.SUCCEEDED] * 16 + [Outcome.RAISED, Outcome.SUCCEEDED]
+    some = [world.finished(job, outcome) for job, outcome in zip(ids, outcomes, strict=True)]
+    # when they are settled
+    assert world.settle([*some, some[0]]) == [(ids[0], 1)]
+    # then each is where it belongs
+    assert grouped(world) == 16
+    assert [world.job(job).state for job in ids[15:]] == [State.SUCCEEDED, State.FAILED, State.SUCCEEDED]
+    assert [job.id for job in world.state.feed] == ids
+    world.check()
+
+
+@pytest.mark.usefixtures("small")
+def test_a_report_that_names_a_job_twice_is_no_legal_event() -> None:
+    world = World()
+    ids = world.enqueue(8)
+    world.lease("w1", 8)
+    ends = [world.finished(job, Outcome.SUCCEEDED) for job in [*ids[:7], ids[0]]]
+    event = AttemptsEnded("w1", "node", ends, [Change.SUCCEED] * 8, [None] * 8)
+    with pytest.raises(IllegalTransition):
+        apply(world.state, event, world.state.log_time)

@@ -45,7 +45,14 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small enough for a handful of jobs to be some segments, which get into each other's way."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 2)
     monkeypatch.setattr(segments, "SEGMENT_JOBS_MAX", 3)
-    for name, number in (("LAG", 0), ("SOME", 2), ("GROUP_MIN", 2), ("GROUP_MAX", 3), ("PALETTE_MAX", 2)):
+    for name, number in (
+        ("LAG", 0),
+        ("SOME", 2),
+        ("AT_ONCE_MIN", 2),
+        ("GROUP_MIN", 2),
+        ("GROUP_MAX", 3),
+        ("PALETTE_MAX", 2),
+    ):
         monkeypatch.setattr(finished_groups, name, number)
     monkeypatch.setattr(segments, "OVERLAP_MAX", 0)
 
@@ -500,6 +507,7 @@ class QueueMachine(RuleBasedStateMachine):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segments, "FREEZE_MIN", 99)
             patch.setattr(finished_groups, "LAG", 9_999)
+            patch.setattr(finished_groups, "AT_ONCE_MIN", 9_999)
             copies = [replayed(self.world.log)]
         copies += [replayed(self.world.log), restored(state)]
         if self.snapshot is not None:
