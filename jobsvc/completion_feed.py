@@ -22,8 +22,10 @@ from .finished_groups import FinishedGroup
 from .jobs import Job
 
 REVIVED_RANGES_MAX = 10_000
+_BLOCK = 128  # entries that are looked at together
 _LINGER_MIN = 1_000  # empty places that may stay in the lists before they are cut out
 
+Entry = Job | FinishedGroup | None
 Range = tuple[int, int]  # the first and the last place of it
 
 
@@ -69,6 +71,13 @@ class PlaceRanges:
         return found >= 0 and self._lasts[found] >= last
 
 
+def _neighbours(entries: list[Entry]) -> Iterator[tuple[Entry, int]]:
+    """Each entry, and how many times it is there one after the other."""
+    for _, same in groupby(entries, id):
+        alike = [*same]
+        yield alike[0], len(alike)
+
+
 class CompletionFeed:
     """See the module. Changed by `queue_state.apply` alone."""
 
@@ -76,7 +85,7 @@ class CompletionFeed:
         self.next_place = 1
         self.revived = PlaceRanges()
         self._places: array[int] = array("Q")  # ascending
-        self._jobs: list[Job | FinishedGroup | None] = []  # beside them; None: empty, and not cut out yet
+        self._jobs: list[Entry] = []  # beside them; None: empty, and not cut out yet
         self._begin = 0  # all before this index are empty
         self._held = 0
 
@@ -85,10 +94,8 @@ class CompletionFeed:
 
     def __iter__(self) -> Iterator[Job]:
         """Its jobs, oldest completion first."""
-        for index in range(self._begin, len(self._jobs)):
-            job = self._job(index)
-            if job is not None:
-                yield job
+        for begin in range(self._begin, len(self._jobs), _BLOCK):
+            yield from self._some(begin, begin + _BLOCK)
 
     @property
     def first(self) -> int:
@@ -104,6 +111,13 @@ class CompletionFeed:
         index = bisect_left(self._places, place)
         return self._job(index) if index < len(self._places) and self._places[index] == place else None
 
+    def held(self, places: list[int]) -> list[bool]:
+        """Which of these places hold a job."""
+        index, count = bisect_left(self._places, places[0]), len(places)
+        if self._places[index : index + count].tolist() == places:  # mostly they are neighbours
+            return [entry is not None for entry in self._jobs[index : index + count]]
+        return [self.job_at(place) is not None for place in places]
+
     def _job(self, index: int) -> Job | None:
         """The job at an index of the lists; a copy if it is in a group."""
         job = self._jobs[index]
@@ -111,16 +125,22 @@ class CompletionFeed:
 
     def since(self, place: int) -> list[Job]:
         """The jobs at this place and after it."""
-        begin = bisect_left(self._places, place)
-        found = map(self._job, range(begin, len(self._jobs)))
-        return [job for job in found if job is not None]
+        return [*self._some(bisect_left(self._places, place), len(self._jobs))]
+
+    def _some(self, begin: int, end: int) -> Iterator[Job]:
+        """The jobs from one index of the lists to another; copies of those that are in groups."""
+        for entry, count in _neighbours(self._jobs[begin:end]):
+            if type(entry) is FinishedGroup:
+                yield from entry.jobs_at(self._places[begin : begin + count])
+            elif entry is not None:
+                yield cast("Job", entry)
+            begin += count
 
     def entries_since(self, place: int) -> Iterator[tuple[Job | FinishedGroup, int]]:
         """What is kept from this place on: jobs, and groups with how many of theirs follow each other."""
-        for _, same in groupby(self._jobs[bisect_left(self._places, place) :], id):
-            entries = [*same]
-            if entries[0] is not None:
-                yield entries[0], len(entries)
+        for entry, count in _neighbours(self._jobs[bisect_left(self._places, place) :]):
+            if entry is not None:
+                yield entry, count
 
     def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[tuple[int, Job]], int]:
         """The jobs after a place, with theirs, and the place up to which these are all."""
@@ -150,13 +170,16 @@ class CompletionFeed:
 
     def freeze_finished(self, group: FinishedGroup, places: list[int]) -> None:
         """The jobs at these places, which ascend, are kept in a group from now on."""
+        self._set(places, group)
+
+    def _set(self, places: list[int], entry: Entry) -> None:
         index, count = bisect_left(self._places, places[0]), len(places)
         if self._places[index : index + count].tolist() == places:  # mostly they are neighbours
-            self._jobs[index : index + count] = [group] * count
+            self._jobs[index : index + count] = [entry] * count
             return
         for place in places:
             index = bisect_left(self._places, place, index)
-            self._jobs[index] = group
+            self._jobs[index] = entry
 
     def append(self, job: Job) -> int:
         """A job has finished; returns its place."""
@@ -174,14 +197,22 @@ class CompletionFeed:
 
     def revive(self, place: int) -> None:
         """The job of this place waits again."""
-        self._empty(place)
+        self.retire(place)
         self.revived.add(place)
         if len(self.revived) > REVIVED_RANGES_MAX:
             self.revived.drop_first()
 
     def retire(self, place: int) -> None:
         """The job of this place leaves memory."""
-        self._empty(place)
+        self.retire_many([place])
+
+    def retire_many(self, places: list[int]) -> None:
+        """The jobs of these places, which ascend, leave memory."""
+        if not places:
+            return
+        self._set(places, None)
+        self._held -= len(places)
+        self._tidy()
 
     def restore(self, jobs: Iterable[tuple[int, Job]], revived: Iterable[Range], next_place: int) -> None:
         """Fill an empty feed from a snapshot; the jobs come in the order of their places."""
@@ -195,12 +226,8 @@ class CompletionFeed:
         self._jobs.append(job)
         self._held += 1
 
-    def _empty(self, place: int) -> None:
-        index = bisect_left(self._places, place)
-        self._jobs[index] = None
-        self._held -= 1
-        if index == self._begin:
-            self._skip_empty_front()
+    def _tidy(self) -> None:
+        self._skip_empty_front()
         if len(self._jobs) - self._begin > 2 * self._held + _LINGER_MIN:
             kept = [index for index, job in enumerate(self._jobs) if job is not None]
             self._places = array("Q", [self._places[index] for index in kept])

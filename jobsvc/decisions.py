@@ -410,7 +410,7 @@ def _due(heap: list[tuple[float, int, Job]], now: float) -> list[tuple[float, in
 def retired(state: QueueState, jobs: list[Job]) -> tuple[JobsRetired, list[str]]:
     """The event that retires these jobs, and the shared objects that nobody will need after it."""
     uses = PackReferences()
-    for job in jobs:
+    for job in jobs if state.packs else ():
         uses.add_all_of(job)
     free = [key for key, count in uses.items() if state.packs.get(key) == count]
     return JobsRetired([job.id for job in jobs]), free

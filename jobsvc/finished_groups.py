@@ -119,6 +119,12 @@ def _column(values: Sequence[Value]) -> Column[Value]:
 Runner = tuple[str, str, str]  # worker, node, and what the result is: what is mostly the same for all
 
 
+def _some_of(column: Column[Value], rows: Sequence[int]) -> Sequence[Value]:
+    if isinstance(rows, range) and isinstance(column, range | list | array):
+        return column[rows.start : rows.stop]
+    return [*map(column.__getitem__, rows)]
+
+
 class _Ends(NamedTuple):
     """How jobs ended, row by row."""
 
@@ -190,31 +196,39 @@ class FinishedGroup:
 
     def index_of(self, job_id: bytes) -> int:
         """The row of a job. They are mostly asked for one after the other."""
-        hint, ids = self._hint, self.ids
-        index = hint if hint < len(ids) and ids[hint] == job_id else ids.index(job_id)
-        self._hint = index + 1
-        return index
+        return self._row(self.ids, job_id)
 
     def seqs(self) -> Sequence[int]:
         """Of all rows; they ascend."""
-        return self._seqs if isinstance(self._seqs, range) else [*map(self.seq, range(len(self.ids)))]
+        return _some_of(self._seqs, range(len(self.ids)))
 
-    def seq(self, index: int) -> int:
-        return self._seqs[index]
+    def rows_of(self, ids: list[bytes]) -> tuple[Sequence[int], Sequence[int]]:
+        """The places of some jobs, and their seqs."""
+        rows = self._rows(self.ids, ids)
+        return _some_of(self._places, rows), _some_of(self._seqs, rows)
+
+    def _rows(self, column: Column[Value], values: Sequence[Value]) -> Sequence[int]:
+        """The rows with these values, which follow each other mostly."""
+        begin = self._row(column, values[0])
+        rows = range(begin, begin + len(values))
+        if rows.stop > len(self.ids) or [*_some_of(column, rows)] != [*values]:
+            return [self._row(column, value) for value in values]
+        self._hint = rows.stop
+        return rows
+
+    def _row(self, column: Column[Value], value: Value) -> int:
+        hint = self._hint
+        index = hint if hint < len(column) and column[hint] == value else column.index(value)
+        self._hint = index + 1
+        return index
 
     def place(self, index: int) -> int:
         return self._places[index]
 
     def finished_at(self, place: int) -> float:
         """When the job at this place of the feed ended."""
-        at: float = self._finished[self._index_at(place)]
+        at: float = self._finished[self._row(self._places, place)]
         return at
-
-    def _index_at(self, place: int) -> int:
-        hint, places = self._hint, self._places
-        index = hint if hint < len(places) and places[hint] == place else places.index(place)
-        self._hint = index + 1
-        return index
 
     def job_of(self, job_id: bytes) -> Job:
         return self.job(self.index_of(job_id))
@@ -224,34 +238,29 @@ class FinishedGroup:
 
     def job_at(self, place: int) -> Job:
         """The job at this place of the feed."""
-        return self.job(self._index_at(place))
+        return self.job(self._row(self._places, place))
+
+    def jobs_at(self, places: Sequence[int]) -> list[Job]:
+        return [*map(self.job, self._rows(self._places, places))]
 
     def job(self, index: int) -> Job:
-        """A copy of a job, as it was when it was an object."""
+        """A copy of a job, as it was when it was an object. By position: a round of retirement makes many."""
         worker, node, content = self._runners[index]
-        attempt = self._attempts[index]
-        ends = self._ends
+        attempt, options, ends, bodies = self._attempts[index], self.options, self._ends, self._bytes
         start, middle, end = ends[2 * index - 1] if index else 0, ends[2 * index], ends[2 * index + 1]
-        record = AttemptRecord(
-            attempt, worker, node, self._started[index], self._ended[index], Outcome.SUCCEEDED
-        )
+        record = AttemptRecord(attempt, worker, node, self._started[index], self._ended[index], _OUTCOME)
         details = Details(
-            history=[record],
-            finished_at=self._finished[index],
-            finish_seq=self._places[index],
-            result=Result(content, self._bytes[middle:end]),
-            pulled=self.options.task == HASH_TASK,
+            None,
+            None,
+            [record],
+            self._finished[index],
+            self._places[index],
+            Result(content, bodies[middle:end]),
+            options.task == HASH_TASK,
         )
-        return Job(
-            self.ids[index],
-            self.options,
-            self._bytes[start:middle],
-            self._seqs[index],
-            self._created[index],
-            _SUCCEEDED,
-            attempt,
-            details=details,
-        )
+        payload = bodies[start:middle]
+        seq, created_at = self._seqs[index], self._created[index]
+        return Job(self.ids[index], options, payload, seq, created_at, _SUCCEEDED, attempt, 0, 0, details)
 
 
 def _ascends(numbers: list[int]) -> bool:

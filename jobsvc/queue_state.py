@@ -37,7 +37,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from .acceptance_order import AcceptanceOrder
 from .commands import AUTOMATIC_KEY_PREFIX
@@ -383,26 +383,27 @@ def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
 
 def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
     gone: dict[tuple[int, State], tuple[JobOptions, int]] = {}
+    places: list[int] = []
     seqs: list[int] = []
     unpulled = 0
-    for job_id in event.ids:
-        job = state.jobs.pop(job_id)
-        if type(job) is FinishedGroup:
-            index = job.index_of(job_id)
-            place, seq, ended = job.place(index), job.seq(index), State.SUCCEEDED
+    for entry, ids in state.jobs.pop(event.ids):
+        if type(entry) is FinishedGroup:
+            some_places, some_seqs = entry.rows_of(ids)
+            places += some_places
+            seqs += some_seqs
         else:
-            assert isinstance(job, Job)
+            job = cast("Job", entry)
             unpulled += job.options.task == HASH_TASK and awaits_pull(job)
-            place, seq, ended = _let_go(state, job), job.seq, job.state
-        state.feed.retire(place)
-        seqs.append(seq)
-        options = job.options
-        gone[id(options), ended] = options, gone.get((id(options), ended), (options, 0))[1] + 1
-        state.retired[job_id] = None
-        state.retired_order.append(job_id)
-        if len(state.retired_order) > RETIRED_REMEMBERED_MAX:
-            del state.retired[state.retired_order.popleft()]
+            places.append(_let_go(state, job))
+            seqs.append(job.seq)
+        key = id(entry.options), entry.state
+        gone[key] = entry.options, gone.get(key, (entry.options, 0))[1] + len(ids)
+    state.feed.retire_many(sorted(places))
     state.order.retire_many(seqs)
+    state.retired.update(dict.fromkeys(event.ids))
+    state.retired_order.extend(event.ids)
+    while len(state.retired_order) > RETIRED_REMEMBERED_MAX:
+        del state.retired[state.retired_order.popleft()]
     for (_, ended), (options, jobs) in gone.items():
         state.counts.add(options.queue, ended, -jobs)
         state.options.use(options, -jobs)

@@ -22,6 +22,7 @@ oldest that have ended make room for it (`make_room`), whatever the settings wou
 from __future__ import annotations
 
 import asyncio
+from itertools import compress
 from typing import TypeVar
 
 from . import decisions, history_lines
@@ -125,9 +126,9 @@ class Retirement:
         self._commits.note_puts(1)
         keys: list[str] = []
         chunked: list[Job] = []
-        for pairs in _slices([*zip(jobs, places, strict=True)]):
+        for some, their_places in zip(_slices(jobs), _slices(places), strict=True):
             # One that was revived while its line was written stays, and gets another line when it ends again.
-            still = [job for job, place in pairs if self._state.jobs.place_of(job.id) == place]
+            still = [*compress(some, self._state.feed.held(their_places))]
             if still:
                 self._commits.stamp()
                 event, free = decisions.retired(self._state, still)

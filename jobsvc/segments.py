@@ -211,9 +211,13 @@ class JobTable(Mapping[bytes, Job]):
     def __setitem__(self, job_id: bytes, job: Job) -> None:
         self._jobs[job_id] = job
 
-    def pop(self, job_id: bytes) -> Job | FinishedGroup:
-        """Take out a job that has ended, or one row of a group: it is in no frozen segment."""
-        return self._jobs.pop(job_id)
+    def pop(self, ids: list[bytes]) -> Iterator[tuple[Job | FinishedGroup, list[bytes]]]:
+        """Take out jobs that have ended, which are in no frozen segment: each, or its group with some."""
+        begin = 0
+        for _, same in groupby([*map(self._jobs.pop, ids)], id):
+            entries = [*same]
+            yield entries[0], ids[begin : begin + len(entries)]
+            begin += len(entries)
 
     def freeze_finished(self, group: FinishedGroup) -> None:
         """These jobs are kept in a group from now on."""

@@ -611,7 +611,8 @@ def test_its_jobs_are_often_frozen() -> None:
 # --- ablations: with a piece taken out, the machine must find it -----------------------------------
 
 
-def must_be_found(examples: int = 200) -> None:
+def must_be_found(examples: int = 600) -> None:
+    """Which examples are tried depends on each constant of the package: Hypothesis reads them."""
     with pytest.raises(Exception):  # noqa: B017 - whatever way it shows
         run_machine(examples, seed_phases=(Phase.generate,))
 
@@ -662,13 +663,14 @@ def feed_without_the_revived(self: Any, jobs: Any, revived: Any, next_place: int
 
 
 def test_it_finds_a_feed_that_says_nothing_of_retired_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = completion_feed.CompletionFeed.retire
+    whole = completion_feed.CompletionFeed.retire_many
 
-    def silent(self: completion_feed.CompletionFeed, place: int) -> None:
-        whole(self, place)
-        self.revived.add(place)
+    def silent(self: completion_feed.CompletionFeed, places: list[int]) -> None:
+        whole(self, places)
+        for place in places:
+            self.revived.add(place)
 
-    monkeypatch.setattr(completion_feed.CompletionFeed, "retire", silent)
+    monkeypatch.setattr(completion_feed.CompletionFeed, "retire_many", silent)
     must_be_found()
 
 
