@@ -29,6 +29,7 @@ from jobsvc.client import Client
 from jobsvc.demo import DemoReport
 from jobsvc.discovery import ServiceInfo
 from jobsvc.ec2_sweep import Report
+from jobsvc.service_code import ServiceCode
 
 from .local_service import LocalService, unused_url
 
@@ -82,6 +83,7 @@ def commands(group: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
 CALLS: dict[str, tuple[str, ...]] = {
     "up": ("--data", "{data}"),
     "down": (),
+    "reload": (),
     "status": (),
     "doctor": ("--data", "{data}"),
     "demo": (),
@@ -120,6 +122,10 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         say("ending it")
         return True
 
+    def reload(service: str, *, grace_seconds: float, say: Any) -> ServiceCode:
+        say("its code is new")
+        return ServiceCode({"t": "digest"}, ["t.task"])
+
     def demo(jobs: int, *, keep: bool, say: Any) -> DemoReport:
         say("killed the leader")
         return DemoReport(jobs=jobs, right=True)
@@ -132,6 +138,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("jobsvc.service.up", up)
     monkeypatch.setattr("jobsvc.service.down", down)
+    monkeypatch.setattr("jobsvc.service.reload", reload)
     monkeypatch.setattr("jobsvc.demo.run_demo", demo)
     monkeypatch.setattr("jobsvc.ec2_sweep.Sweep", Sweep)
     monkeypatch.setattr("jobsvc.cli_cluster._ec2", lambda _: None)
