@@ -33,13 +33,13 @@ packages:
 # These wait most of the time: for leases, for machines. So two files run side by side, in the order in which they are
 # named, the longest first. Not three: Ray gives up a node that takes 30 s to start, and starts it again.
 SLOW_TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=20
-# Real clusters side by side on two cores: what failed there is run once more, with the cores to itself. What it said
-# the first time stays above; a test that fails twice is red.
-REAL_TESTS = $(BIN)/python -m pytest $(SLOW_TESTS) -m "cluster or ec2" tests/ec2 tests/cluster tests/browser tests/notebooks
 
 test: setup lint packages  ## everything that CI runs: unit, simulation, cluster, chaos, page, notebooks, EC2
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
-	$(REAL_TESTS) || $(REAL_TESTS) --last-failed --last-failed-no-failures none
+	$(BIN)/python -m pytest $(SLOW_TESTS) -m "cluster or ec2" tests/ec2 tests/cluster tests/browser tests/notebooks
+
+test-long: setup  ## ten times as many simulated lives as in `make test` (about twenty minutes)
+	$(BIN)/python -m pytest -q -n 2 --long -m lives tests/simulation tests/unit/test_queue_model.py
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
 	$(BIN)/python -m pytest $(SLOW_TESTS) tests/ec2
@@ -69,4 +69,4 @@ lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra test \
 		--no-emit-index-url --no-annotate --no-header -q pyproject.toml -o requirements.lock
 
-.PHONY: help setup packages demo test test-ec2 test-fast lint notebooks bench bench-compare bench-scaling lock
+.PHONY: help setup packages demo test test-long test-ec2 test-fast lint notebooks bench bench-compare bench-scaling lock

@@ -15,18 +15,16 @@ from jobsvc import journal, read_ahead, snapshots
 from . import journal_world
 from .journal_world import Violation, play
 
-SEEDS_PER_TEST = 100
 
-
-@pytest.mark.parametrize("first", range(0, 1400, SEEDS_PER_TEST))
-def test_rough_worlds_lose_nothing(first: int) -> None:
-    for seed in range(first, first + SEEDS_PER_TEST):
+@pytest.mark.lives(1_400, 100)
+def test_rough_worlds_lose_nothing(seeds: range) -> None:
+    for seed in seeds:
         play(seed, "rough")
 
 
-@pytest.mark.parametrize("first", range(0, 500, SEEDS_PER_TEST))
-def test_worlds_that_prune_behind_sleeping_leaders_lose_nothing(first: int) -> None:
-    for seed in range(first, first + SEEDS_PER_TEST):
+@pytest.mark.lives(500, 100)
+def test_worlds_that_prune_behind_sleeping_leaders_lose_nothing(seeds: range) -> None:
+    for seed in seeds:
         play(seed, "steered")
 
 
@@ -53,7 +51,7 @@ def _whatever_came_first(self: Any, n: int) -> asyncio.Task[bytes | None] | None
     return self._ahead.pop(come[0] if come else n, None)
 
 
-# Seeds of the steered weather that are good with all rules on: test_worlds_that_prune… plays them too.
+# Seeds of the steered weather that are good with all rules on.
 ABLATIONS = {
     "J7": (journal.LogReader, "_refuse_if_stale_on_takeover", _forgive, (43, 49, 68, 108, 124, 262)),
     "J9": (journal, "_refuse_void_claim", _forgive, (5, 7, 11, 12, 15, 18)),

@@ -11,8 +11,6 @@ from jobsvc import finished_groups, segments
 
 from .service_world import play
 
-SEEDS_PER_TEST = 20
-
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -25,9 +23,9 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("first", range(0, 300, SEEDS_PER_TEST))
-def test_every_accepted_job_ends_once(first: int) -> None:
-    for seed in range(first, first + SEEDS_PER_TEST):
+@pytest.mark.lives(300, 20)
+def test_every_accepted_job_ends_once(seeds: range) -> None:
+    for seed in seeds:
         play(seed)
 
 

@@ -120,8 +120,10 @@ def _waiting(wait: Wait, client: Client, job: Any, jobs: Any, timeout: float | N
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("seed", range(3))
-def test_jobs_are_awaited_in_a_loop_for_hours(fault: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.lives(3, 1)
+def test_jobs_are_awaited_in_a_loop_for_hours(
+    fault: str, seeds: range, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story(world: World) -> None:
         # given awaits of a job of half an hour, alone and beside one another, and of a set
         client = world.client()
@@ -147,7 +149,7 @@ def test_jobs_are_awaited_in_a_loop_for_hours(fault: str, seed: int, monkeypatch
         found = await asyncio.gather(*tasks)
         assert found == ["slept"] * (len(handles) - 4) + [["slept", "slept"]]
 
-    run(story, monkeypatch, seed, heartbeat_seconds=15.0)
+    run(story, monkeypatch, seeds.start, heartbeat_seconds=15.0)
 
 
 class Caller:
@@ -205,8 +207,8 @@ class Caller:
         assert [await job async for job in jobs] == ["slept"] * len(seconds)
 
 
-@pytest.mark.parametrize("first", range(0, 16, 4))
-def test_callers_of_every_kind_outlast_rough_times(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.lives(16, 4)
+def test_callers_of_every_kind_outlast_rough_times(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(world: World) -> None:
         # given callers that send jobs and wait for them all the time
         callers = [Caller(world) for _ in range(6)]
@@ -221,7 +223,7 @@ def test_callers_of_every_kind_outlast_rough_times(first: int, monkeypatch: pyte
         assert [problem for caller in callers for problem in caller.problems] == []
         assert world.lost > 0
 
-    for seed in range(first, first + 4):
+    for seed in seeds:
         with monkeypatch.context() as patch:
             run(story, patch, seed)
 
