@@ -24,6 +24,7 @@ from .cli_output import (
     say,
 )
 from .client_tables import STATES, status_rows
+from .known_variables import complaints
 from .service_code import GRACE_SECONDS
 from .settings import Settings, from_environment
 
@@ -57,7 +58,6 @@ QueueArgument = Annotated[
 
 def _settings(data: str | None, tasks: list[str] | None, **chosen: Any) -> Settings:
     """What was said here, else JOBSVC_… variables, else pyproject.toml (tasks), else the defaults."""
-    from .known_variables import complaints
     from .project_tasks import tasks_of_project
 
     for complaint in complaints(os.environ):
@@ -143,7 +143,9 @@ def reload(
     """Bring changed code of the tasks into the running service, without losing a job or a request."""
     from . import service as services
 
-    with errors_as_exit_codes():
+    with errors_as_exit_codes("Interrupted; the same command again brings all of the code in."):
+        for complaint in complaints(os.environ):
+            say(complaint)
         code = services.reload(service, grace_seconds=grace, say=say)
         if json:
             print_json({"service": service, "code": code.digest, "tasks": code.tasks})

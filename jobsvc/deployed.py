@@ -5,6 +5,7 @@ It also travels to `serve_app`, on its stdin. The token is not in it, as in no s
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,12 @@ class Deployed(msgspec.Struct):
 
     settings: Settings
     code: ServiceCode
+    python_path: str = ""  # where its processes look for modules; a reload must look there, too
+
+    @property
+    def folder(self) -> str | None:
+        """Where the operator stood: the first place in which modules are looked for."""
+        return self.python_path.partition(os.pathsep)[0] or None
 
     def encoded(self) -> str:
         return msgspec.json.encode(self).decode()

@@ -28,8 +28,8 @@ def words_about_gone_tasks(urls: Sequence[str], token: str | None, known: Collec
         return [f"whether jobs wait for tasks that are gone could not be seen: {error}"]
     least = "" if all_seen else "at least "
     return [
-        f"task {task!r} is in no module that was given, and jobs wait for it ({least}{count}): they will"
-        " fail; bring it back, or cancel them"
+        f"task {task!r} is in no module that was given, and jobs wait for it ({least}{count}): they go"
+        f" on waiting; bring it back, or cancel them (jobsvc cancel --task {task} --state queued)"
         for task, count in sorted(waiting.items())
         if task not in known
     ]

@@ -17,6 +17,7 @@ says in OpenAPI what each route takes and gives; a test compares the two.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 from fastapi import FastAPI
@@ -53,6 +54,7 @@ def build_app(
     *,
     server_echoes_request_id: bool = False,
     ray_dashboard_url: str | None = None,
+    code_problem: Callable[[], str | None] = lambda: None,
 ) -> FastAPI:
     """The ASGI app of one replica. Without a token it answers to loopback names only.
 
@@ -79,7 +81,7 @@ def build_app(
         return figures
 
     app.state.own_figures = own_figures
-    service = ServiceRoutes(gateway, bodies, settings, registry, own_figures, ray_dashboard_url)
+    service = ServiceRoutes(gateway, bodies, settings, registry, own_figures, ray_dashboard_url, code_problem)
     for operation in OPERATIONS:
         add_operation(app, operation, _handler(operation.handler, jobs, bulk, streams, live, service))
     app.add_exception_handler(JobsvcError, on_jobsvc_error)

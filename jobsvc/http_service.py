@@ -54,6 +54,7 @@ class ServiceRoutes:
         registry: Registry,
         own: Callable[[], metrics.ReplicaFigures],
         ray: str | None,
+        code_problem: Callable[[], str | None],
     ) -> None:
         self._gateway = gateway
         self._bodies = bodies
@@ -61,6 +62,7 @@ class ServiceRoutes:
         self._registry = registry
         self._own = own
         self._ray = ray
+        self._code_problem = code_problem
         self._commit_age_max = max(COMMIT_AGE_MAX_SECONDS, 2.5 * settings.idle_record_seconds)
 
     # --- queues, workers, tasks ---
@@ -126,8 +128,10 @@ class ServiceRoutes:
         statuses = await self._gateway.statuses()
         workers = await self._of_leader(statuses, c.GetWorkers(), c.Workers)
         now = self._gateway.wall()
-        name = self._settings.service
-        return json_response(status_document(name, now, statuses, workers, self._commit_age_max, self._ray))
+        name, problem = self._settings.service, self._code_problem()
+        return json_response(
+            status_document(name, now, statuses, workers, self._commit_age_max, self._ray, problem)
+        )
 
     async def _of_leader(self, statuses: list[c.ManagerStatus], query: c.Query, kind: type[T]) -> T | None:
         """The leader's answer if it comes soon; None otherwise: a status must not wait for a failover."""

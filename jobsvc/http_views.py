@@ -252,6 +252,7 @@ class StatusDocument(msgspec.Struct, kw_only=True):
     workers: Annotated[list[WorkerDocument] | None, Meta(description="null: no leader could say")]
     pools: list[PoolDocument] | None
     ray_dashboard_url: str | None
+    code_problem: Annotated[str | None, Meta(description="how the files of the tasks differ from what runs")]
 
 
 class TaskDocument(msgspec.Struct, kw_only=True):
@@ -430,6 +431,7 @@ def status_document(
     workers: c.Workers | None,
     commit_age_max: float,
     ray: str | None = None,
+    code_problem: str | None = None,
 ) -> StatusDocument:
     leader = leader_of(statuses)
     problem = commit_problem(statuses, commit_age_max)
@@ -455,6 +457,7 @@ def status_document(
         workers=shown.workers if shown is not None else None,
         pools=shown.pools if shown is not None else None,
         ray_dashboard_url=ray,
+        code_problem=code_problem,
     )
 
 

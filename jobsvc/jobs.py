@@ -221,6 +221,7 @@ class WorkerReport(msgspec.Struct, array_like=True):
     held_back: str | None = None  # why it can run nothing now, for people; it then asks for nothing
     held_back_since: float = 0.0  # wall clock
     code: str = ""  # digest of the service's code as it knows it
+    environment: str = ""  # which runtime_env its process was started with
 
 
 class Grant(msgspec.Struct, gc=False, array_like=True):

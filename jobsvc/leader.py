@@ -117,6 +117,7 @@ class Leader:
         self._jump_seconds = jump_seconds
         self._code: ServiceCode | None = None
         self._code_digest = ""
+        self._environments: dict[str, str] = {}  # of pools that have one: its id
         if code is not None:
             self.use_code(code)
         self._failed_jobs = 0
@@ -278,6 +279,7 @@ class Leader:
     def use_code(self, code: ServiceCode) -> None:
         """The service's code from now on: every worker hears of it."""
         self._code, self._code_digest = code, code.digest
+        self._environments = {pool: code.environment_id(pool) for pool in code.environments}
         self.reads.known_tasks = frozenset(code.tasks)
         for worker in self.registry.workers.values():
             worker.wake()
@@ -303,6 +305,8 @@ class Leader:
             worker = self.registry.known(report.worker, report.pool, self._loop.time())
         worker.wake()  # a newer call ends an older one
         worker.note(report, self._loop.time())
+        if self._code is not None and report.environment != self._environments.get(report.pool, ""):
+            worker.retiring = True  # another one comes, with what the pool packs now
         self.bulkheads.call("pace", self.commits.note_puts, report.puts)
         mine: asyncio.Future[None] = self._loop.create_future()
         self.registry.opens_poll(worker, mine)

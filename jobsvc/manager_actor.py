@@ -123,15 +123,25 @@ class WorkerFleet:
         self._settings = decode_settings(settings_text)
         self._namespace = self._settings.service
         self._on_death = on_death
+        self._code: ServiceCode | None = None
         self._autoscaler = AutoscalerView()
         self._watched: dict[str, asyncio.Task[None]] = {}
+
+    def use_code(self, code: ServiceCode) -> None:
+        """Workers that are started from now on have what pools pack now."""
+        self._code = code
 
     async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
         from .worker_actor import WorkerActor
 
         actor: Any = ray.remote(WorkerActor)
-        options = worker_options(self._settings.pools[pool], name, self._namespace, not_on)
-        await asyncio.to_thread(actor.options(**options).remote, name, pool, self._settings_text)
+        settings, code = self._settings.pools[pool], self._code
+        if code is not None and pool in code.environments:
+            settings = msgspec.structs.replace(settings, runtime_env=code.environments[pool])
+        options = worker_options(settings, name, self._namespace, not_on)
+        environment = code.environment_id(pool) if code is not None else ""
+        words = (name, pool, self._settings_text, environment)
+        await asyncio.to_thread(actor.options(**options).remote, *words)
         self._watch(name)
         _log.info("a worker is started", extra={"worker": name})
 
@@ -207,12 +217,13 @@ class ManagerActor:
         gc.set_threshold(*GC_THRESHOLDS)
         other = MANAGER_NAMES[1 - MANAGER_NAMES.index(name)]
         self._peer = PeerActor(other, settings.service)
+        self._fleet = WorkerFleet(settings_text, self._worker_died)
         self._manager = Manager(
             name=name,
             settings=settings,
             store=open_store(settings),
             peer=self._peer,
-            fleet=WorkerFleet(settings_text, self._worker_died),
+            fleet=self._fleet,
             wall=time.time,
             random=random.Random(),
             nonce=uuid_utils.uuid7().bytes,
@@ -220,9 +231,9 @@ class ManagerActor:
             pid=os.getpid(),
             actor=ray.get_runtime_context().get_actor_id() or "",
         )
-        code = get_code(settings.service)
-        if code is not None:
-            self._manager.use_code(code)
+        self._code = get_code(settings.service)
+        if self._code is not None:
+            self._use(self._code)
         page = page_link(settings.host, settings.port)
         _log.info("this manager begins; what the service does is shown at %s", page)
         self._tasks = [
@@ -277,10 +288,11 @@ class ManagerActor:
     async def _keep_packages(self) -> None:
         """Ray must not forget what a pool's workers will need, while the pool has none."""
         while True:
-            for pool in self._settings.pools.values():
+            environments = self._code.environments if self._code is not None else {}
+            for environment in environments.values():
                 with self._manager.bulkheads.alone("packages of pools"):
-                    if packages(pool.runtime_env):
-                        await asyncio.to_thread(pin, pool.runtime_env or {})
+                    if packages(environment):
+                        await asyncio.to_thread(pin, environment)
             await asyncio.sleep(PIN_EVERY_SECONDS)
 
     async def _feed_metrics(self) -> None:
@@ -303,7 +315,12 @@ class ManagerActor:
 
     async def use_code(self, data: bytes) -> None:
         """The service's code from now on."""
-        self._manager.use_code(_code.decode(data))
+        self._use(_code.decode(data))
+
+    def _use(self, code: ServiceCode) -> None:
+        self._code = code
+        self._fleet.use_code(code)
+        self._manager.use_code(code)
 
     async def status(self) -> bytes:
         status = self._manager.status()

@@ -215,6 +215,8 @@ class PoolScaler:
         leader = self._leader
         workers = leader.registry.workers
         staying = [name for name in names if not (name in workers and workers[name].retiring)]
+        for name in set(names).difference(staying):
+            self._brakes[pool].ended(name)
         wanted = self._wanted(pool, pool_settings)
         here = leader.registry.here(pool)
         held_back = sum(worker.held_back is not None for worker in here)

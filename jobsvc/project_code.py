@@ -21,15 +21,20 @@ _DIGEST_BYTES = 8
 
 def project_modules(before: Iterable[str]) -> dict[str, str]:
     """Digests of the project's modules that were not loaded before."""
+    return {name: digest_of(path) for name, path in files_of(before).items()}
+
+
+def files_of(before: Iterable[str]) -> dict[str, Path]:
+    """Files of the project's modules that were not loaded before."""
     known = frozenset(before)
-    found: dict[str, str] = {}
+    found: dict[str, Path] = {}
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name in known or not isinstance(file, str) or any(each in file for each in _INSTALLED):
             continue
         path = Path(file)
         if _is_of_project(path):
-            found[name] = _digest(path)
+            found[name] = path
     return found
 
 
@@ -38,7 +43,7 @@ def _is_of_project(path: Path) -> bool:
     return not any(folder.is_relative_to(each) for each in (_OWN_FOLDER, *_PYTHONS_FOLDERS))
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Also of a file that is gone again, which equals no other."""
     try:
         return hashlib.blake2b(path.read_bytes(), digest_size=_DIGEST_BYTES).hexdigest()

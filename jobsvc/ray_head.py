@@ -30,6 +30,8 @@ OBJECT_STORE_BYTES = 200 * 1024 * 1024
 LOG_BYTES_MAX = 32 * 1024 * 1024
 LOG_FILES_MAX = 3
 START_SECONDS = 120.0
+START_LOG = "start.log"
+LINE_LENGTH_MAX = 400
 
 
 class RayDidNotStart(Unavailable):
@@ -65,9 +67,9 @@ def plan_head(info: ServiceInfo, settings: Settings, run_dir: Path) -> dict[str,
     }
 
 
-def driver_environment(info: ServiceInfo) -> dict[str, str]:
+def driver_environment(info: ServiceInfo, paths: str | None = None) -> dict[str, str]:
     """What a program needs to speak to the service's Ray."""
-    environment = service_environment()
+    environment = service_environment(paths)
     if info.ray_token_file:
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback: see above
         environment["RAY_AUTH_MODE"] = "token"
@@ -76,22 +78,29 @@ def driver_environment(info: ServiceInfo) -> dict[str, str]:
     return environment
 
 
-def service_environment() -> dict[str, str]:
-    """What every program of the service finds, whatever its Ray: this folder's modules, and no secrets."""
+def python_path() -> str:
+    """Where the service looks for the modules of its tasks: first of all here, where the operator stands."""
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    paths = [os.getcwd(), package_parent, os.environ.get("PYTHONPATH")]
+    return os.pathsep.join(path for path in paths if path)
+
+
+def service_environment(paths: str | None = None) -> dict[str, str]:
+    """What every program of the service finds, whatever its Ray: this folder's modules, and no secrets.
+
+    `paths`: the `python_path` of a service that was started elsewhere."""
     environment = dict(os.environ)
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
     # A call to a process that has died fails at once; by default Ray waits a second for details.
     environment.setdefault("RAY_timeout_ms_task_wait_for_death_info", "20")
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    paths = [os.getcwd(), package_parent, environment.get("PYTHONPATH")]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    environment["PYTHONPATH"] = paths or python_path()
     environment.pop("RAY_ADDRESS", None)
     environment.pop("JOBSVC_TOKEN", None)  # it has a file; children have no use for it
     return environment
 
 
 def start_head(info: ServiceInfo, environment: dict[str, str]) -> None:
-    """Raises RayDidNotStart with what Ray said."""
+    """Raises RayDidNotStart with the last line of what Ray said; all of it is in `START_LOG`."""
     address, gcs = info.ray_address.rsplit(":", 1)
     options: dict[str, object] = {
         "temp-dir": info.temp_dir,
@@ -109,7 +118,7 @@ def start_head(info: ServiceInfo, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--no-monitor"]
     command += [f"--{option}={value}" for option, value in options.items()]
     # Into a file, not a pipe: what `ray start` leaves running holds its output open.
-    with (Path(info.temp_dir or "") / "start.log").open("w+") as output:
+    with (Path(info.temp_dir or "") / START_LOG).open("w+") as output:
         try:
             done = subprocess.run(
                 command,
@@ -125,4 +134,11 @@ def start_head(info: ServiceInfo, environment: dict[str, str]) -> None:
             raise RayDidNotStart(f"Ray did not start in {START_SECONDS:g} s") from error
         output.seek(0)
         if done.returncode != 0:
-            raise RayDidNotStart(f"Ray did not start:\n{output.read()[-3000:]}")
+            raise RayDidNotStart(f"Ray did not start: {last_line(output.read())}")
+
+
+def last_line(said: str) -> str:
+    """The last line with anything on it, which is where Python says what was wrong."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 4] + " ..."

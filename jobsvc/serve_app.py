@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import math
 import os
 import sys
@@ -33,10 +34,12 @@ import uuid_utils
 from ray import serve
 from ray._private import services as ray_services
 from ray._private import worker as ray_worker
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.job_config import JobConfig
 
-from .deployed import Deployed, decode_deployed
+from .deployed import decode_deployed
+from .door_tasks import DoorTasks
 from .errors import InvalidRequest, JobsvcError, Unavailable
 from .gateway import Gateway
 from .grafana_dashboard import put_beside_rays
@@ -48,13 +51,13 @@ from .manager_actor import start_managers
 from .metrics import feed_ray
 from .placed import EXIT_NO_USE, EXIT_REFUSED
 from .pool_environments import with_packages
-from .ray_code import put_code
+from .ray_code import get_code, put_code
 from .ray_links import page_link
+from .ray_versions import check_versions
 from .s3_store import open_store
 from .serve_express import open_express
 from .service_code import ServiceCode
 from .settings import Settings, decode_settings, encode_settings
-from .tasks import load_tasks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -67,6 +70,8 @@ ONGOING_MAX = 5_000  # Serve's own default is 5: long polls and batches would wa
 CONNECT_SECONDS = 15.0
 MANAGER_SECONDS = 10.0
 GC_THRESHOLDS = (20_000, 50, 100)
+
+_log = logging.getLogger("jobsvc.http")
 
 
 def app_builder(settings_text: str, token_file: str | None) -> Callable[[], FastAPI]:
@@ -91,12 +96,15 @@ def replica_app(settings_text: str, token_file: str | None, *, under_serve: bool
         new_id=lambda: uuid_utils.uuid7().bytes,
         wall=time.time,
     )
-    registry = load_tasks(settings.tasks, allow_shell=settings.allow_shell)
+    tasks = DoorTasks(settings.tasks, settings.allow_shell, get_code(settings.service), time.monotonic)
+    if (problem := tasks.problem()) is not None:
+        _log.warning("goes by the names of tasks, and checks no arguments: %s", problem)
     app = build_app(
         gateway,
         settings,
         token,
-        registry,
+        tasks.registry,
+        code_problem=tasks.problem,
         server_echoes_request_id=under_serve,
         ray_dashboard_url=settings.ray_dashboard_url or ray_dashboard_url(),
     )
@@ -212,12 +220,14 @@ def _deploy(options: argparse.Namespace) -> None:
     deployed = decode_deployed(sys.stdin.read())
     settings = deployed.settings
     _connect(options.address, settings.service, JobConfig(metadata=driver_metadata(settings)))
-    put_code(settings.service, deployed.code)
+    settings = with_packages(settings)  # raises before anything has changed
+    code = with_environments(deployed.code, settings)
+    before = get_code(settings.service)
+    put_code(settings.service, code)
     if options.reload:
-        _reload(deployed, options)
-        return
-    settings = with_packages(settings)
-    if options.guest:
+        _reload(settings, code, options)
+        sys.stdout.write(msgspec.json.encode(_repacked(before, code)).decode())
+    elif options.guest:
         from . import guest
 
         placed = guest.place(settings, options.token_file, _token(options))
@@ -227,15 +237,29 @@ def _deploy(options: argparse.Namespace) -> None:
         show_in_grafana()
 
 
-def _reload(deployed: Deployed, options: argparse.Namespace) -> None:
+def with_environments(code: ServiceCode, settings: Settings) -> ServiceCode:
+    """The code with what pools have packed."""
+    environments = {name: pool.runtime_env for name, pool in settings.pools.items() if pool.runtime_env}
+    return msgspec.structs.replace(code, environments=environments)
+
+
+def _repacked(before: ServiceCode | None, code: ServiceCode) -> list[str]:
+    """Pools whose workers are started anew, because what they pack is another."""
+    if before is None:
+        return []
+    pools = sorted(before.environments.keys() | code.environments)
+    return [pool for pool in pools if before.environment_id(pool) != code.environment_id(pool)]
+
+
+def _reload(settings: Settings, code: ServiceCode, options: argparse.Namespace) -> None:
     """Workers first: what new replicas let in must not meet old code."""
-    tell_managers(deployed.settings.service, deployed.code)
+    tell_managers(settings.service, code)
     if options.guest:
         from . import guest
 
-        guest.renew_http(deployed.settings, options.token_file, _token(options))
+        guest.renew_http(settings, options.token_file, _token(options))
     else:
-        run_under_serve(deployed.settings, options.token_file)
+        run_under_serve(settings, options.token_file)
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -255,6 +279,9 @@ def _connect(address: str, namespace: str, job_config: JobConfig) -> None:
     in_time.daemon = True
     in_time.start()
     try:
+        if address != "auto":
+            head = GcsClient(address=address)
+            check_versions(address, lambda key, namespace: head.internal_kv_get(key, namespace=namespace))
         ray.init(
             address=address,
             namespace=namespace,
@@ -262,7 +289,9 @@ def _connect(address: str, namespace: str, job_config: JobConfig) -> None:
             log_to_driver=False,
             configure_logging=False,
         )
-    except Exception as error:  # versions that differ, a token that is refused, nobody there
+    except JobsvcError:
+        raise
+    except Exception as error:  # a token that is refused, nobody there
         raise Unavailable(f"ray_address: {address}: {' '.join(str(error).split())}") from error
     finally:
         in_time.cancel()

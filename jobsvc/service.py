@@ -23,6 +23,7 @@ import msgspec
 
 from .access import check_bind
 from .deployed import Deployed, forget_deployed, read_deployed, write_deployed
+from .deployment import Deployment, NotDeployed
 from .discovery import (
     ServiceInfo,
     answers,
@@ -36,10 +37,20 @@ from .discovery import (
 )
 from .errors import InvalidRequest, Unavailable
 from .gone_tasks import words_about_gone_tasks
-from .placed import EXIT_REFUSED, Placed
+from .placed import Placed
 from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import Answer, free_port, knock, reachable
-from .ray_head import RayDidNotStart, driver_environment, plan_head, service_environment, start_head
+from .ray_head import (
+    START_LOG,
+    RayDidNotStart,
+    driver_environment,
+    last_line,
+    plan_head,
+    python_path,
+    service_environment,
+    start_head,
+)
+from .reload_checks import differing_settings, known_service, reloadable
 from .serve_proxy import has_haproxy
 from .service_code import ServiceCode
 from .service_processes import end_processes, has_supervisors, service_processes
@@ -73,7 +84,6 @@ REVIVE_SECONDS = 20.0
 GONE_SECONDS = 10.0
 MANAGER_SAYS = "; manager-"
 PROBLEM_STAYS_SECONDS = 5.0
-ERROR_LINES = 8
 
 Say = Callable[[str], None]
 
@@ -100,7 +110,7 @@ def up(
     with _only_one(run_dir / f"{settings.service}.lock", say):
         known = find_service(settings.service, run_dir)
         if known is not None and _lives(known, settings, say):
-            _say_if_code_differs(known, settings, run_dir, say)
+            _say_if_it_differs(known, settings, run_dir, say)
             return known
         if known is not None:
             _clear_away(known, run_dir, say)
@@ -111,7 +121,7 @@ def up(
         try:
             info = _start(settings, code, token, ray_address, port, run_dir, say)
         except (RayDidNotStart, NotDeployed) as error:
-            say(f"{str(error).splitlines()[-1]}\nonce more")
+            say(f"{error}\nonce more")
             info = _start(settings, code, token, ray_address, port, run_dir, say)
         for word in words_about_gone_tasks(info.urls, token, code.tasks):
             say(word)
@@ -137,19 +147,27 @@ def _check(settings: Settings, token: str | None, ray_address: str | None, say: 
     return code
 
 
-def _say_if_code_differs(info: ServiceInfo, settings: Settings, run_dir: Path, say: Say) -> None:
-    """`up` changes nothing of what runs: whoever expects his edit to be in must hear of `reload`."""
+def _say_if_it_differs(info: ServiceInfo, settings: Settings, run_dir: Path, say: Say) -> None:
+    """`up` changes nothing of what runs: whoever expects his edit to be in must hear of it."""
     deployed = read_deployed(info, run_dir)
     if deployed is None:
         return
+    changed = differing_settings(settings, deployed.settings)
+    if changed:
+        say(f"it goes on with the settings that it has; others were said now: {', '.join(changed)}")
+        say("`jobsvc down` and `jobsvc up` bring them in")
+    paths = deployed.python_path or python_path()
     try:
-        code = check_tasks(settings, service_environment(), say)
-    except InvalidRequest as error:
+        code = check_tasks(deployed.settings, service_environment(paths), say, deployed.folder)
+    except (InvalidRequest, OSError) as error:
         say(f"it goes on with the code that it has; what is in the files now cannot be imported: {error}")
         return
     if not code.is_like(deployed.code):
-        changed = ", ".join(deployed.code.differing(code.modules)) or "its tasks"
-        say(f"its code has changed since it was started ({changed}): `jobsvc reload` brings it in")
+        changed = deployed.code.differing(code.modules)
+        say(
+            f"its code has changed since it was started ({', '.join(changed) or 'its tasks'}):"
+            " `jobsvc reload` brings it in"
+        )
 
 
 def _start(
@@ -171,9 +189,12 @@ def _start(
         token_file=secret_file(run_dir / f"{settings.service}.token", token) if token else None,
     )
     try:
-        _start_parts(info, Deployed(msgspec.structs.replace(settings, port=port), code), run_dir, say)
-    except BaseException:
-        _clear_away(info, run_dir, lambda _: None)
+        placed = msgspec.structs.replace(settings, port=port)
+        _start_parts(info, Deployed(placed, code, python_path()), run_dir, say)
+    except BaseException as error:
+        kept = _clear_away(info, run_dir, lambda _: None)
+        if kept is not None and isinstance(error, Unavailable):
+            raise type(error)(f"{error}; its logs are kept in {kept}") from error
         raise
     return info
 
@@ -183,8 +204,8 @@ def _start_parts(info: ServiceInfo, deployed: Deployed, run_dir: Path, say: Say)
     environment = driver_environment(info) if given_ray else plan_head(info, deployed.settings, run_dir)
     write_down(info, run_dir)  # first, so that `down` finds what is left if this is interrupted
     write_deployed(info, deployed, run_dir)
-    is_guest = given_ray and not deployed.settings.spread  # machines of a cluster are the service's own
-    with _Deployment(info, environment, is_guest) as deployment:
+    is_guest = _is_guest(info, deployed.settings)
+    with Deployment(info, environment, run_dir, is_guest=is_guest) as deployment:
         if not given_ray:
             say("starting Ray")
             start_head(info, environment)
@@ -254,63 +275,22 @@ def _lives(known: ServiceInfo, settings: Settings, say: Say) -> bool:
     return True
 
 
-def _clear_away(info: ServiceInfo, run_dir: Path, say: Say) -> None:
-    """What is left of a service that did not come up, or died. Its last logs are kept in the run folder."""
+def _clear_away(info: ServiceInfo, run_dir: Path, say: Say) -> Path | None:
+    """What is left of a service that did not come up, or died. Returns where its last logs are kept."""
     end_processes(info, say)
+    kept = None
     if info.temp_dir:
         kept = run_dir / f"{info.service}.last-logs"
         shutil.rmtree(kept, ignore_errors=True)
         with contextlib.suppress(OSError):  # it may have died before it wrote any
             shutil.copytree(Path(info.log_dir or ""), kept, ignore_dangling_symlinks=True)
+        with contextlib.suppress(OSError):
+            kept.mkdir(exist_ok=True)
+            shutil.copy(Path(info.temp_dir) / START_LOG, kept)
         shutil.rmtree(info.temp_dir, ignore_errors=True)
     forget(info, run_dir)
     forget_deployed(info, run_dir)
-
-
-class NotDeployed(Unavailable):
-    """Managers or Serve did not start: a port was taken meanwhile, or what a second try shows again."""
-
-
-class _Deployment:
-    """`serve_app` in a process of its own; it begins to load its modules while Ray starts."""
-
-    def __init__(self, info: ServiceInfo, environment: dict[str, str], is_guest: bool, *words: str) -> None:
-        self._is_guest = is_guest
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-c", "from jobsvc.serve_app import main; main()"),
-                *("--address", info.ray_address, *words),
-                *(("--token-file", info.token_file) if info.token_file else ()),
-                *(("--guest",) if is_guest else ()),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-
-    def __enter__(self) -> _Deployment:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def go(self, deployed: Deployed) -> str:
-        """Ray is there: deploy. Returns its answer, or raises what it said on one line."""
-        answer, said = self._process.communicate(deployed.encoded())
-        code = self._process.returncode
-        last_line = said.strip().rpartition("\n")[2] or f"exit code {code}"
-        if code == EXIT_REFUSED:
-            raise InvalidRequest(last_line)
-        if code and self._is_guest:
-            raise Unavailable(f"the service could not be put into Ray: {last_line}")
-        if code:
-            raise NotDeployed(f"the service could not be put into Ray:\n{said[-3000:]}")
-        return answer.strip()
+    return kept
 
 
 def _wait_until_ready(info: ServiceInfo) -> None:
@@ -326,24 +306,23 @@ def _wait_until_ready(info: ServiceInfo) -> None:
         if MANAGER_SAYS in problem and now - since > PROBLEM_STAYS_SECONDS:
             raise Unavailable(f"{info.service} does not become ready: {problem}")
         if now > deadline:
-            errors = "\n".join(last_errors(info))
-            because = f": {problem}" if problem else ""
+            because = problem or last_error(info)
             raise Unavailable(
-                f"{info.service} did not become ready in {READY_SECONDS:g} s{because}\n{errors}".rstrip()
+                f"{info.service} did not become ready in {READY_SECONDS:g} s"
+                + (f": {because}" if because else "")
             )
         time.sleep(0.05)
 
 
-def last_errors(info: ServiceInfo) -> list[str]:
-    """The last lines that the service's own processes logged as errors."""
-    lines: list[str] = []
-    for path in sorted(
-        Path(info.log_dir or "/nowhere").glob("worker-*.err"), key=lambda p: p.stat().st_mtime
-    ):
+def last_error(info: ServiceInfo) -> str:
+    """What the service's own processes logged as an error last."""
+    last = ""
+    logs = Path(info.log_dir or "/nowhere").glob("worker-*.err")
+    for path in sorted(logs, key=lambda path: path.stat().st_mtime):
         for line in path.read_text(errors="replace").splitlines():
             if '"level":"error"' in line:
-                lines.append(line)
-    return lines[-ERROR_LINES:]
+                last = line
+    return last_line(last)
 
 
 # --- reload ----------------------------------------------------------------------------------------
@@ -356,30 +335,41 @@ def reload(
 
     Raises InvalidRequest for code that cannot be imported, and then nothing has changed.
     """
+    if not 0 <= grace_seconds < float("inf"):
+        raise InvalidRequest(f"must be a number of seconds, not {grace_seconds!r}", "grace")
     run_dir = run_dir or run_dir_from_environment()
-    info = find_service(service, run_dir)
-    if info is None:
-        raise Unavailable(f"no service named {service} is known here: start it with `jobsvc up`")
+    info = known_service(service, run_dir)
     with _only_one(run_dir / f"{service}.lock", say):
-        deployed = read_deployed(info, run_dir)
-        if deployed is None:
-            raise InvalidRequest(
-                f"another version of jobsvc has started {service}: end it and start it again", "service"
-            )
-        code = check_tasks(deployed.settings, service_environment(), say)
+        deployed = reloadable(info, run_dir, os.environ)
+        paths, folder = deployed.python_path or python_path(), deployed.folder
+        code = check_tasks(deployed.settings, service_environment(paths), say, folder)
+        if not _ray_listens(info):
+            raise Unavailable(f"the Ray of {service} at {info.ray_address} has ended; nothing was changed")
+        for word in words_about_gone_tasks(info.urls, _token_of(info), code.tasks):
+            say(word)
         edition = secrets.token_hex(8)
         code = msgspec.structs.replace(code, grace_seconds=grace_seconds, edition=edition)
-        if not answers(info):
-            raise Unavailable(f"{service} does not answer: `jobsvc status` may know more")
-        new = Deployed(deployed.settings, code)
-        is_guest = info.instance is None and not deployed.settings.spread
-        with _Deployment(info, driver_environment(info), is_guest, "--reload") as deployment:
-            deployment.go(new)
+        new = msgspec.structs.replace(deployed, code=code, python_path=paths)
+        environment = driver_environment(info, paths)
+        with Deployment(
+            info, environment, run_dir, "--reload", is_guest=_is_guest(info, deployed.settings), folder=folder
+        ) as deployment:
+            repacked = msgspec.json.decode(deployment.go(new), type=list[str])
         _wait_until_ready(info)
         write_deployed(info, new, run_dir)
-        changed = ", ".join(deployed.code.differing(code.modules)) or "nothing that was loaded before"
-        say(f"{service} has the code that is in the files now; changed: {changed}")
+        changed = [*deployed.code.differing(code.modules), *(f"packages of pool {pool}" for pool in repacked)]
+        shown = ", ".join(changed) or "nothing that was loaded before"
+        say(f"{service} has the code that is in the files now; changed: {shown}")
         return code
+
+
+def _is_guest(info: ServiceInfo, settings: Settings) -> bool:
+    """Whether its Ray is somebody else's. The machines of a cluster are the service's own."""
+    return info.instance is None and not settings.spread
+
+
+def _token_of(info: ServiceInfo) -> str | None:
+    return Path(info.token_file).read_text().strip() if info.token_file else None
 
 
 # --- down --------------------------------------------------------------------------------------------
@@ -405,8 +395,12 @@ def down(service: str = "jobsvc", *, run_dir: Path | None = None, say: Say = pri
         return True
 
 
+def _ray_listens(info: ServiceInfo) -> bool:
+    return info.ray_address == "auto" or knock(info.ray_address) is not Answer.REFUSED
+
+
 def _end_as_guest(info: ServiceInfo, say: Say) -> None:
-    if info.ray_address != "auto" and knock(info.ray_address) is Answer.REFUSED:
+    if not _ray_listens(info):
         say(f"the Ray at {info.ray_address} has ended, and {info.service} with it")
         return
     _take_out(info)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import msgspec
 
@@ -25,11 +26,20 @@ class ServiceCode(msgspec.Struct, array_like=True, frozen=True):
     tasks: list[str]
     grace_seconds: float = GRACE_SECONDS  # what runs with other code may go on for so long
     edition: str = ""  # another one with each reload: processes are renewed whatever has changed
+    environments: dict[str, dict[str, Any]] = {}  # runtime_env of each pool that has one, as it was packed
 
     @property
     def digest(self) -> str:
         """Equal for equal code of one edition."""
         known = msgspec.msgpack.encode((sorted(self.modules.items()), sorted(self.tasks), self.edition))
+        return hashlib.blake2b(known, digest_size=8).hexdigest()
+
+    def environment_id(self, pool: str) -> str:
+        """Equal for an equal runtime_env of a pool; empty where it has none."""
+        environment = self.environments.get(pool)
+        if not environment:
+            return ""
+        known = msgspec.json.encode(environment, order="deterministic")
         return hashlib.blake2b(known, digest_size=8).hexdigest()
 
     def is_like(self, other: ServiceCode) -> bool:

@@ -46,7 +46,7 @@ _told = msgspec.json.Decoder(_Told)
 class TaskCheck:
     """The modules being imported. Begun early, asked late: other checks are made meanwhile."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environment: Mapping[str, str], folder: str | None = None) -> None:
         self._began = time.monotonic()
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
         self._pipe, others_end = os.pipe()
@@ -59,6 +59,7 @@ class TaskCheck:
                 stdout=self._output,
                 stderr=subprocess.STDOUT,
                 env=dict(environment),
+                cwd=folder,
                 pass_fds=[others_end],
                 start_new_session=True,  # what the modules start ends with it
             )
@@ -134,10 +135,13 @@ class TaskCheck:
 
 
 def check_tasks(
-    settings: Settings, environment: Mapping[str, str], say: Callable[[str], None] = lambda _: None
+    settings: Settings,
+    environment: Mapping[str, str],
+    say: Callable[[str], None] = lambda _: None,
+    folder: str | None = None,
 ) -> ServiceCode:
     """The same in one step."""
-    return TaskCheck(settings, environment).code(say)
+    return TaskCheck(settings, environment, folder).code(say)
 
 
 def main() -> None:

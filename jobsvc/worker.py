@@ -70,6 +70,7 @@ class Worker:
         node: str,
         pid: int,
         actor: str = "",
+        environment: str = "",
         settings: Settings,
         store: ObjectStore,
         leader: LeaderLink,
@@ -79,6 +80,7 @@ class Worker:
     ) -> None:
         self.name, self.session = name, session
         self._pool, self._node, self._pid, self._actor = pool, node, pid, actor
+        self._environment = environment
         self._settings, self._leader, self._runner = settings, leader, runner
         self._wall, self._random = wall, random
         self._objects = WorkerObjects(store, random)
@@ -266,6 +268,7 @@ class Worker:
             held_back=held_back.why if held_back is not None else None,
             held_back_since=held_back.since if held_back is not None else 0.0,
             code=self._code,
+            environment=self._environment,
         )
 
     def _room(self) -> int:

@@ -33,7 +33,7 @@ _log = logging.getLogger("jobsvc.worker")
 class WorkerActor:
     """Runs one `worker.Worker` from beginning to end."""
 
-    def __init__(self, name: str, pool: str, settings_text: str) -> None:
+    def __init__(self, name: str, pool: str, settings_text: str, environment: str = "") -> None:
         settings = decode_settings(settings_text)
         self._name = name
         log_as_json(settings.log_level, worker=name)
@@ -44,6 +44,7 @@ class WorkerActor:
             node=ray.get_runtime_context().get_node_id(),
             pid=os.getpid(),
             actor=ray.get_runtime_context().get_actor_id() or "",
+            environment=environment,
             settings=settings,
             store=open_store(settings),
             leader=RayLeaderLink(settings.service),

@@ -44,8 +44,9 @@ LAYERS = {
           process_tree job_output job_children job_streams job_loop
           tripwires process_traits python_traits process_state process_growth
           code_calls job_calls job_process job_child project_code job_start job_deaths hold_back
-          runner_news job_runner
-          leader_links ray_code autoscaler_view pool_environments manager_actor worker_actor clock_words
+          runner_news job_runner door_tasks
+          leader_links ray_code ray_versions autoscaler_view pool_environments manager_actor worker_actor
+          clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
@@ -57,7 +58,8 @@ LAYERS = {
           cluster_file ec2_cluster_mark ec2_instances ec2_sweep
           imds drain_notice node_settings known_variables node_units node_watchdog head_pulse guard_evidence
           guard_files guard guard_machine""",
-    5: """deployed serve_app guest way_in placed gone_tasks service task_check start_checks doctor demo
+    5: """deployed serve_app guest way_in placed deployment gone_tasks service task_check start_checks
+          reload_checks doctor demo
           cluster_down
           cluster_file_checks cluster_aws_checks cluster_doctor
           cli cli_completion cli_output cli_jobs cli_change cli_watch cli_service cli_bench cli_cluster
