@@ -42,7 +42,7 @@ from .client_bulk import change_matching
 from .client_calls import BYTES, Calling, document_lines, plain_line_end
 from .client_code import goes_by_value
 from .client_core import WAIT_SECONDS_MAX, checked_key, checked_seconds
-from .client_feed import FeedItem, FeedPage, decode_page, read_on
+from .client_feed import FEED_PAGE, FeedItem, FeedPage, read_on, read_page
 from .client_http import Addresses, Connection, find_addresses
 from .client_jobs import Job, JobSet
 from .errors import InvalidRequest, JobsvcError
@@ -55,7 +55,6 @@ BATCH_BYTES = 4 * 1024 * 1024  # one batch is one record of the journal, which h
 BATCHES_IN_FLIGHT = 3
 BYTES_JOBS_IN_FLIGHT = 16  # jobs with bytes go one by one
 FEED_WAIT_SECONDS = 10.0
-FEED_PAGE = 5_000
 LIST_PAGE = 500
 # what a notebook shows of these documents
 TASK_COLUMNS = ("name", "description", "queue", "max_attempts", "timeout_seconds")
@@ -287,9 +286,8 @@ class Client:
         With a wait, of a minute at most, it comes as soon as something is on it, or empty.
         """
         seconds = min(checked_seconds("wait_seconds", wait_seconds) or 0.0, WAIT_SECONDS_MAX)
-        params = {"after": after, "wait": round(seconds, 3), "limit": limit}
-        answer = self.request("GET", "/v1/completions", params=params, wait_seconds=seconds)
-        return decode_page(answer.content)
+        page, _ = self.run(lambda now: read_page(self.talks, after, seconds, limit, now))
+        return page
 
     def feed_end(self) -> int:
         """The feed's present end: what finishes from now on comes after it."""

@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import httpx
 from msgspec import UNSET
 
-from .client_core import LONG_POLL_SECONDS, Answer, Heard, Pause, Request, Step, Talk, Wait
-from .client_feed import FeedItem, FeedPage, decode_page
+from .client_core import LONG_POLL_SECONDS, Answer, Heard, Pause, Request, Step, Talk, Together, Wait
+from .client_feed import (
+    FEED_PAGE,
+    PAUSE_PER_ENTRY_SECONDS,
+    PAUSE_SECONDS_MAX,
+    FeedItem,
+    FeedPage,
+    read_page,
+)
 from .client_http import Connection, answer_of, sent
 
 if TYPE_CHECKING:
@@ -29,9 +36,6 @@ if TYPE_CHECKING:
 
 ALONE_MAX = 4  # so many await by a long poll each
 LOOKS_MAX = 8
-FEED_LIMIT = 5_000
-PAUSE_PER_ENTRY_SECONDS = 0.0005  # a busy feed is read by the handful, as a set does
-PAUSE_SECONDS_MAX = 0.1
 
 T = TypeVar("T")
 Outcome = FeedItem | Answer
@@ -77,6 +81,8 @@ class LoopClient:
         if isinstance(step, Pause):
             await asyncio.sleep(step.seconds)
             return Heard(loop.time())
+        if isinstance(step, Together):
+            return Heard(results=await self._together(step.talks), at=loop.time())
         try:
             response = await self._http.request(**sent(step))
         except httpx.HTTPError as error:
@@ -88,23 +94,28 @@ class LoopClient:
         answer, _ = await self.run(lambda now: self._connection.talks.exchange(request, now))
         return answer
 
-    async def feed(self, after: int | str, wait_seconds: float = 0.0, limit: int = FEED_LIMIT) -> FeedPage:
+    async def feed(self, after: int | str, wait_seconds: float = 0.0, limit: int = FEED_PAGE) -> FeedPage:
         """One page of the completion feed, as `Client.feed`."""
-        params = {"after": after, "wait": wait_seconds, "limit": limit}
-        request = Request("GET", "/v1/completions", params=params, wait_seconds=wait_seconds)
-        return decode_page((await self.request(request)).content)
+        talks = self._connection.talks
+        page, _ = await self.run(lambda now: read_page(talks, after, wait_seconds, limit, now))
+        return page
 
-    async def for_each(self, items: Iterable[T], ask: Callable[[T], Any]) -> list[Any]:
-        """Ask for each, a few at a time; the answers in order."""
-        room = asyncio.Semaphore(LOOKS_MAX)
+    async def _together(self, talks: Sequence[Callable[[float], Talk[Any]]]) -> list[Any]:
+        """Have these talks, a few at a time; the results in order."""
+        found: dict[int, Any] = {}
+        left = iter(enumerate(talks))
 
-        async def one(item: T) -> Any:
-            async with room:
-                return await ask(item)
+        async def some() -> None:
+            for place, talk_of in left:
+                found[place] = await self.run(talk_of)
 
-        async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(one(item)) for item in items]
-        return [each.result() for each in asked]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(LOOKS_MAX, len(talks))):
+                    group.create_task(some())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the others say the same, or were cancelled
+        return [found[place] for place in range(len(talks))]
 
     def reading(self, jobs: JobSet) -> asyncio.Lock:
         """Held by the one task of this loop that reads the feed for a set."""

@@ -1,8 +1,9 @@
 """The core of the Python client: what is sent, what an answer means, when it is sent again, when given up.
 
 All of it is values: no httpx, no clock, no thread, no chance of its own. A *talk* is a generator. It yields
-what is to be done, a `Send` or a `Pause`, and is told what came of it and when, a `Heard`. Whoever drives it
-does the rest: `client_http` blocks, `client_async` awaits, the simulation does either in virtual time.
+what is to be done (`Send`, `Pause`, `Together`) and is told what came of it and when, a `Heard`. Whoever
+drives it does the rest: `client_http` blocks, `client_async` awaits, the simulation does either in virtual
+time. `client_feed` has the talks about the completion feed.
 
 Deadlines, from the inside out. The service waits as long as it was asked to (`wait_seconds`, at most a
 minute). An answer may take `ANSWER_SECONDS` more, before the request is sent again. It is sent again for the
@@ -15,7 +16,8 @@ from __future__ import annotations
 import datetime
 import math
 import numbers
-from collections.abc import Generator, Mapping, Sequence
+import urllib.parse
+from collections.abc import Callable, Generator, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -78,15 +80,22 @@ class Pause(NamedTuple):
     seconds: float
 
 
+class Together(NamedTuple):
+    """Have these talks, a few at a time; each is begun by the time when it begins."""
+
+    talks: Sequence[Callable[[float], Talk[Any]]]
+
+
 class Heard(NamedTuple):
-    """What came of a step, and when: an answer, or why there is none."""
+    """What came of a step, and when: an answer, or why there is none; of talks, their results in order."""
 
     at: float
     answer: Answer | None = None
     failure: str = ""
+    results: Sequence[Any] = ()
 
 
-Step: TypeAlias = Send | Pause
+Step: TypeAlias = Send | Pause | Together
 Talk: TypeAlias = Generator[Step, Heard, T]
 
 
@@ -233,6 +242,11 @@ class Talks:
             if answer.status_code != 202:
                 return answer
             wait.check(now, f"job {job_id} has no result")
+
+
+def job_path(job_id: str, rest: str = "") -> str:
+    """A job's address, or that of a part of it."""
+    return f"/v1/jobs/{urllib.parse.quote(job_id, safe='')}{rest}"
 
 
 def long_poll(path: str, seconds: float, good: Sequence[int] = (200,)) -> Request:

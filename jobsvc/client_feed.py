@@ -2,18 +2,31 @@
 
 A reader keeps the cursor of what it has seen and goes on from there. Up to that place it has seen every job
 that ended, or it was told (`http_feed` has the rules): a page says where it passes jobs that had been
-retired, or that the place is none of this feed. Nothing here talks to the service.
+retired, or that the place is none of this feed. `read_on` is a reader of everything, `Ends` one who waits for
+certain jobs. As in `client_core`, all of it is values, and whoever drives a talk does what it says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from .errors import CompletionsLost
+from .client_core import TERMINAL_STATES, Pause, Request, Talk, Talks, Together, Wait, job_path
+from .errors import CompletionsLost, Refused
+
+FEED_PAGE = 5_000
+EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
+# Before the next page of the feed, so that many jobs that end fast come in few requests: a part of the time
+# that the rest of a set will take at its present pace; when all is of others, by how much there was.
+PAUSE_PART = 0.1
+PAUSE_SECONDS_MAX = 0.1
+PAUSE_PER_ENTRY_SECONDS = 0.0005
+PAUSE_PER_ASKED_SECONDS = 0.002  # about as long as asking takes
 
 
 class FeedItem(msgspec.Struct):
@@ -48,13 +61,20 @@ class FeedPage(msgspec.Struct):
     reset: str | None = None
 
 
-decode_page = msgspec.json.Decoder(FeedPage).decode
+_decode_page = msgspec.json.Decoder(FeedPage).decode
 
 
-def place_and_store(cursor: int | str) -> tuple[int, str]:
-    """The place, and the store if it says one."""
-    place, _, store = str(cursor).partition(".")
-    return int(place), store
+def read_page(
+    talks: Talks, after: int | str, wait_seconds: float, limit: int, now: float, wait: Wait | None = None
+) -> Talk[tuple[FeedPage, float]]:
+    """One page of the feed, and when it came."""
+    params = {"after": after, "wait": round(wait_seconds, 3), "limit": limit}
+    request = Request("GET", "/v1/completions", params=params, wait_seconds=wait_seconds)
+    answer, now = yield from talks.exchange(request, now, wait)
+    return _decode_page(answer.content), now
+
+
+# --- a reader of everything -----------------------------------------------------------------------------
 
 
 def read_on(read: Callable[[int | str], FeedPage], after: int | str, *, follow: bool) -> Iterator[FeedItem]:
@@ -94,3 +114,133 @@ def _told(page: FeedPage, known_lost: int) -> Iterator[FeedItem]:
         first, last = holes[0]
         detail = f"places {first} to {last} of the feed were of jobs that have passed their retention"
         raise CompletionsLost(detail, f"{last}{dot}{store}")
+
+
+# --- a reader who waits for certain jobs ----------------------------------------------------------------
+
+
+class News(NamedTuple):
+    """What was read after a place, and who has ended of those of whom the feed may tell no more."""
+
+    after: int | str
+    page: FeedPage
+    ended: list[FeedItem]
+    at: float
+
+
+class Ends:
+    """Which of some jobs have ended, as far as it is known; what is asked next, and what an answer means.
+
+    Several may read at once; who comes second with the same page changes nothing. Whoever calls `take`,
+    `add` or `reopen` holds a lock for so long. `tell` is called with each job that has ended.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], after: int | str, now: float, tell: Callable[[FeedItem], None]
+    ) -> None:
+        self.ids = ids
+        self.after = after
+        self.open = set(ids)
+        self.count = len(self.open)
+        self.ended: dict[str, FeedItem] = {}
+        self.order: list[str] = []  # of those that have ended, as they did
+        self.states: Counter[str] = Counter()
+        self._tell = tell
+        self._next_read, self._read_at = now, now
+        self._has_missed, self._next_ask = False, now
+
+    def mend(self) -> None:
+        """Make it whole, if somebody who changed it is gone in the midst of that."""
+        given = set(self.order)
+        self.order += [job_id for job_id in self.ended if job_id not in given]
+        self.open = {job_id for job_id in self.ids if job_id not in self.ended}
+        self.states = Counter(entry.state for entry in self.ended.values())
+
+    def counts(self) -> dict[str, int]:
+        return {"open": len(self.open), **self.states}
+
+    def read(self, talks: Talks, now: float, wait: Wait | None = None) -> Talk[News]:
+        """The next page: as it is now, or within a wait as soon as there is something on it."""
+        if wait is not None:
+            pause = min(self._next_read - now, wait.slice_seconds(now))
+            if pause > 0:
+                now = (yield Pause(pause)).at
+        after = self.after
+        seconds = 0.0 if wait is None else wait.slice_seconds(now)
+        page, now = yield from read_page(talks, after, seconds, FEED_PAGE, now, wait)
+        ended: list[FeedItem] = []
+        if ids := self._not_told(page, now):
+            heard = yield Together([partial(look, talks, job_id, wait) for job_id in ids])
+            ended, now = [entry for entry in heard.results if entry is not None], heard.at
+        return News(after, page, ended, now)
+
+    def _not_told(self, page: FeedPage, now: float) -> list[str]:
+        """Of which jobs the feed may have told more, and does not: they are asked for by id.
+
+        At once, and after that no more often than a large set can be asked for.
+        """
+        self._has_missed = self._has_missed or page.truncated
+        if not self._has_missed or now < self._next_ask:
+            return []
+        ids = sorted(self.open - {entry.id for entry in page.entries})
+        self._has_missed, self._next_ask = False, now + len(ids) * PAUSE_PER_ASKED_SECONDS
+        return ids
+
+    def take(self, news: News) -> bool:
+        """Take in what was read; True if that was the last page for now."""
+        if news.after != self.after:
+            return False  # another reader was faster
+        page, before = news.page, len(self.order)
+        more = page.next < page.newest
+        self.add((*page.entries, *news.ended))
+        self._plan_next_read(0 if more else len(page.entries), len(self.order) - before, news.at)
+        self.after = page.cursor or page.next
+        return not more
+
+    def _plan_next_read(self, entries: int, ours: int, now: float) -> None:
+        since, self._read_at = now - self._read_at, now
+        pause = entries * PAUSE_PER_ENTRY_SECONDS
+        if entries and ours:
+            pause = since / ours * len(self.open) * PAUSE_PART
+        self._next_read = now + min(pause, PAUSE_SECONDS_MAX)
+
+    def add(self, entries: Iterable[FeedItem]) -> None:
+        """These have ended, if they were open. Who sees one in the order finds the rest, too."""
+        for entry in entries:
+            if entry.id in self.open:
+                self.ended[entry.id] = entry
+                self.states[entry.state] += 1
+                self._tell(entry)
+                self.order.append(entry.id)
+                self.open.discard(entry.id)  # after it: when none is open, the order has them all
+
+    def reopen(self) -> list[str]:
+        """Those that failed or were cancelled are to end again; which they are."""
+        again = [job_id for job_id in self.order if self.ended[job_id].state in ("failed", "cancelled")]
+        for job_id in again:
+            self.states[self.ended.pop(job_id).state] -= 1
+            self.open.add(job_id)
+        self.states = +self.states
+        self.order = [job_id for job_id in self.order if job_id in self.ended]
+        return again
+
+
+def look(talks: Talks, job_id: str, wait: Wait | None, now: float) -> Talk[FeedItem | None]:
+    """A job as the feed would have told it; None if it has not ended."""
+    try:
+        answer, _ = yield from talks.exchange(Request("GET", job_path(job_id)), now, wait)
+    except Refused as error:
+        if error.refusal.code not in ("unknown_job", "expired_job"):
+            raise
+        return FeedItem(0, job_id, EXPIRED, "")  # it has ended, nobody knows how
+    return item_of(msgspec.json.decode(answer.content))
+
+
+def item_of(document: dict[str, Any]) -> FeedItem | None:
+    """A job's document as the feed would have told it; None if it has not ended."""
+    if document["state"] not in TERMINAL_STATES:
+        return None
+    value = (document["result"] or {}).get("value", UNSET)
+    return FeedItem(
+        0, document["id"], document["state"], document["task"], error=document["error"], result=value
+    )

@@ -9,7 +9,6 @@ that is decided in `client_core`; here it is done.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 import random
 import threading
@@ -17,6 +16,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,7 +32,7 @@ from .client_core import (
     Step,
     Talk,
     Talks,
-    Wait,
+    Together,
     checked_key,
     fits_header,
 )
@@ -43,6 +43,7 @@ from .errors import InvalidRequest, Unavailable
 CONNECT_SECONDS = 3.0
 STREAM_SILENCE_SECONDS = 30.0  # the service sends something at least every 10 s, a failover lasts up to 15
 KEPT_ALIVE_MAX = 32
+REQUESTS_IN_FLIGHT = 8  # of one call
 OWN_KEY_SECONDS = 240.0  # the service remembers a passing key for longer than this
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -173,6 +174,9 @@ class Connection:
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return Heard(time.monotonic())
+        if isinstance(step, Together):
+            with ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
+                return Heard(results=list(pool.map(self.run, step.talks)), at=time.monotonic())
         try:
             response = self.http.request(**sent(step))
         except httpx.HTTPError as error:
@@ -194,13 +198,13 @@ class Connection:
         """One exchange, sent again until it is answered or its deadline has passed.
 
         `wait_seconds` is how long the service was asked to wait; it comes on top of the deadline. Raises
-        InvalidRequest, Refused, Unavailable; WaitTimedOut within `patience`.
+        InvalidRequest, Refused, Unavailable.
         """
         all_headers = dict(headers or {})
         if method != "GET":
             all_headers["Idempotency-Key"] = self._own_key(wait_seconds) if key is None else checked_key(key)
         request = Request(method, path, content, params, all_headers, wait_seconds, good)
-        answer, _ = self.run(lambda now: self.talks.exchange(request, now, _wait.get()))
+        answer, _ = self.run(lambda now: self.talks.exchange(request, now))
         return answer
 
     def _own_key(self, wait_seconds: float) -> str:
@@ -248,20 +252,6 @@ class LineStream:
             except StopIteration:
                 return
         _left_alone.append(lines)
-
-
-# A caller's own time for all that is asked meanwhile, in this thread.
-_wait: contextvars.ContextVar[Wait | None] = contextvars.ContextVar("wait", default=None)
-
-
-@contextlib.contextmanager
-def patience(wait: Wait) -> Iterator[None]:
-    """What is asked in here is part of that wait, and given up with it, by WaitTimedOut."""
-    token = _wait.set(wait)
-    try:
-        yield
-    finally:
-        _wait.reset(token)
 
 
 def sent(step: Send) -> dict[str, Any]:

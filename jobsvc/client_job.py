@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET
 
 from . import client_tables as tables
-from .client_core import TERMINAL_STATES, Answer, Wait, long_poll, problem_of
+from .client_core import TERMINAL_STATES, Answer, Wait, job_path, long_poll, problem_of
 from .client_feed import FeedItem
 from .client_http import LineStream
 from .client_logs import follow_logs
@@ -86,7 +86,7 @@ class Job:
 
     def path(self, rest: str = "") -> str:
         """Its address, or that of a part of it."""
-        return self._client.path("/v1/jobs/{}", self.id) + rest
+        return job_path(self.id, rest)
 
     @property
     def state(self) -> str:

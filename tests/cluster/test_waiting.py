@@ -134,7 +134,7 @@ def test_whoever_waits_on_a_quiet_service_is_told_the_truth_in_time(
     began = time.monotonic()
     jobs = quiet.client.map("jobsvc.sleep", [JOB_SECONDS], progress=False)
     end = quiet.client.feed_end()
-    waits = Waits(quiet, tmp_path, jobs.ids[0], jobs._after)
+    waits = Waits(quiet, tmp_path, jobs.ids[0], jobs._ends.after)
     job, job_id = (lambda: waits.client().job(waits.job_id)), waits.job_id
     of_set = lambda: waits.set_of(waits.client())  # noqa: E731 - one of many short calls
     calls: dict[str, Callable[[], Any]] = {

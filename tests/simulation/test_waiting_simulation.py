@@ -98,7 +98,7 @@ def test_every_wait_for_a_job_of_hours_ends_with_it_or_with_its_own_time(
         for number, (name, wait) in enumerate(WAITS.items()):
             for timeout in (*TIMEOUTS, NO_END[number % 3]):
                 client = world.client()
-                jobs = type(sent)(client, sent.ids, sent._after)
+                jobs = type(sent)(client, sent.ids, sent._ends.after)
                 watch = Watch(world, name, timeout)
                 watches.append(watch)
                 call = _waiting(wait, client, client.job(sent.ids[0]), jobs, timeout)
@@ -429,7 +429,7 @@ def test_an_outage_is_outlasted_by_those_whose_deadline_is_longer(
         jobs = await blocking(lambda: world.client().map("jobsvc.sleep", [200.0], progress=False))
         watches, tasks = [], []
         for name, wait in waits.items():
-            again = type(jobs)(client, jobs.ids, jobs._after)
+            again = type(jobs)(client, jobs.ids, jobs._ends.after)
             watch = Watch(world, name, None)
             watches.append(watch)
             call = _waiting(wait, client, client.job(jobs.ids[0]), again, None)

@@ -265,7 +265,7 @@ class World:
         clock = VirtualTime(self.loop)
         for module in CLOCKED:
             patch.setattr(module, "time", clock)
-        for module in (client, client_jobs):
+        for module in (client, client_http, client_jobs):
             patch.setattr(module, "ThreadPoolExecutor", VirtualPool)
         wire = Wire(self)
         options = {"transport": wire, "trust_env": False}

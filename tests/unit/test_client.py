@@ -21,8 +21,9 @@ import jobsvc
 from jobsvc import client as client_module
 from jobsvc.client import Client, _batches
 from jobsvc.client_calls import document as job_document
+from jobsvc.client_core import Request, Talk, Wait
 from jobsvc.client_http import find_addresses
-from jobsvc.client_jobs import FeedItem, JobSet
+from jobsvc.client_jobs import JobSet
 from jobsvc.discovery import ServiceInfo, secret_file, write_down
 from jobsvc.errors import InvalidRequest, JobFailed, Refused, Unavailable, WaitTimedOut
 
@@ -257,13 +258,13 @@ def test_map_with_a_key_may_be_repeated(client: Client) -> None:
 
 def test_a_set_waits_by_the_feed_and_asks_for_no_job(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    request = client.request
+    exchange = client.talks.exchange
 
-    def counted(method: str, path: str, **more: Any) -> Any:
-        asked.append(path)
-        return request(method, path, **more)
+    def counted(request: Request, now: float, wait: Wait | None = None) -> Talk[Any]:
+        asked.append(request.path)
+        return exchange(request, now, wait)
 
-    monkeypatch.setattr(client, "request", counted)
+    monkeypatch.setattr(client.talks, "exchange", counted)
     jobs = client.map("jobsvc.echo", range(1_000))
     assert sorted(job.result() for job in jobs.as_completed(SECONDS)) == list(range(1_000))
     assert set(asked) == {"/v1/jobs:batch", "/v1/completions"}
@@ -591,22 +592,49 @@ def test_nothing_is_shown_where_nobody_looks(client: Client, capfd: pytest.Captu
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_set_of_many_jobs_reads_the_feed_by_the_handful_and_its_last_jobs_at_once() -> None:
-    # given 400 jobs, of which one ends each half millisecond
-    ids = [f"job-{number}" for number in range(400)]
-    began = time.monotonic()
-    pages = []
+def test_who_looks_at_a_set_does_not_wait_for_who_waits_for_it(idle: Client, service: LocalService) -> None:
+    # given a thread that waits for the rest of a set, and a job of it that has ended
+    jobs = idle.map("jobsvc.echo", range(2), progress=False)
+    jobs[0].cancel()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(jobs.wait, SECONDS)
+        while not jobs._reading.locked():
+            time.sleep(0.001)
+        time.sleep(0.1)
+        # when others look, then they are told at once, what they know themselves included
+        began = time.monotonic()
+        assert jobs.counts() == {"open": 1, "cancelled": 1}
+        with pytest.raises(WaitTimedOut, match="1 of 2"):
+            jobs.wait(0)
+        assert [job.id for job in take(jobs.as_completed(0), 1)] == [jobs.ids[0]]
+        jobs[1].cancel()
+        assert jobs.wait(0) == {"cancelled": 2}
+        assert jobs.retry_failed() == 2
+        assert time.monotonic() - began < 5
+        service.working = True
+        waiting.result()
+        assert jobs.results(SECONDS) == [0, 1]
 
-    def feed(after: int, wait_seconds: float) -> client_module.FeedPage:
-        while not (ended := min(int((time.monotonic() - began) / 0.0005), len(ids))) > after:
-            time.sleep(0.0005)
-        pages.append(ended)
-        items = [FeedItem(place + 1, ids[place], "succeeded", "t") for place in range(after, ended)]
-        return client_module.FeedPage(items, ended, 1, ended, False)
 
-    # when somebody waits for all of them
-    jobs = JobSet(SimpleNamespace(feed=feed), ids, 0)  # type: ignore[arg-type]
-    assert jobs.wait(SECONDS) == {"succeeded": 400}
-    # then most of them came in few pages, and nobody slept when the last had ended
-    assert sum(ended < 300 for ended in pages) < 40
-    assert jobs._next_read <= time.monotonic()
+def test_a_set_in_which_a_job_is_twice_ends_all_the_same(client: Client) -> None:
+    job = client.enqueue("jobsvc.echo", 1)
+    jobs = JobSet(client, [job.id, job.id], 0)
+    assert jobs.wait(SECONDS) == {"succeeded": 1}
+    assert [each.id for each in jobs.as_completed(SECONDS)] == [job.id]
+    assert jobs.results(SECONDS) == [1, 1]
+
+
+def test_a_set_without_jobs_asks_nobody() -> None:
+    jobs = JobSet(Client(unused_url()), [], 0)
+    assert jobs.wait() == {} and jobs.results(0) == [] and list(jobs.as_completed(0)) == []
+    assert jobs.counts() == {"open": 0} and jobs.retry_failed() == 0 and list(jobs.failures()) == []
+    jobs.cancel()
+
+    async def story() -> list[Any]:
+        return [job async for job in jobs]
+
+    assert asyncio.run(story()) == []
+
+
+def take(jobs: Iterator[Any], count: int) -> list[Any]:
+    return [next(jobs) for _ in range(count)]

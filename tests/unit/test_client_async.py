@@ -17,6 +17,7 @@ import pytest
 from jobsvc.client import Client
 from jobsvc.client_async import ALONE_MAX, LoopClient
 from jobsvc.client_job import Job
+from jobsvc.client_jobs import JobSet
 from jobsvc.errors import JobFailed, Refused, Unavailable
 
 from .local_service import LocalService, ScriptedServer, answer, unused_url
@@ -206,6 +207,26 @@ def test_nobody_there_is_told_to_all_who_wait() -> None:
         assert other_tasks() == set()
 
     asyncio.run(story())
+
+
+def test_a_set_whose_service_dies_amid_its_looks_says_so_as_anybody_does() -> None:
+    """As one error, not as the group of those who asked."""
+
+    def reply(asked: Any) -> Any:
+        if asked.path.startswith("/v1/completions"):
+            return answer({"entries": [], "next": 9, "newest": 9, "truncated": True})
+        return answer({"code": "no_leader", "detail": "nobody leads", "retryable": True}, 503)
+
+    async def story(client: Client) -> None:
+        async for _ in JobSet(client, [f"job-{number}" for number in range(20)], 1):
+            pass
+
+    with (
+        ScriptedServer(reply=reply) as server,
+        Client(server.url, deadline_seconds=0.3) as client,
+        pytest.raises(Unavailable, match="nobody leads"),
+    ):
+        asyncio.run(story(client))
 
 
 def test_a_feed_that_has_forgotten_makes_it_look_again() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-import msgspec
 import pytest
 
 from jobsvc.client_core import (
@@ -17,58 +16,19 @@ from jobsvc.client_core import (
     LONG_POLL_SECONDS,
     MARGIN_SECONDS,
     Answer,
-    Heard,
-    Pause,
     Request,
     Route,
     Send,
-    Talk,
     Talks,
     Wait,
     checked_seconds,
 )
 from jobsvc.errors import InvalidRequest, Refused, Unavailable, WaitTimedOut
 
+from .talk_world import BUSY, World, json
+
 HOUR_SECONDS = 3_600.0
 STATUS = Request("GET", "/v1/status")
-
-
-class World:
-    """Time, and a service that answers as `serve` says: an answer and when, or None for silence."""
-
-    def __init__(self, serve: Callable[[World, Send], tuple[float, Answer | None]], **more: Any) -> None:
-        self.now = 0.0
-        self.serve = serve
-        self.sent: list[tuple[float, Send]] = []
-        more.setdefault("deadline_seconds", 60.0)
-        self.talks = Talks(Route(more.pop("urls", ["http://a"])), random=Random(1), **more)
-
-    def run(self, talk: Talk[Any]) -> Any:
-        try:
-            step = next(talk)
-            while True:
-                step = talk.send(self._do(step))
-        except StopIteration as end:
-            return end.value
-
-    def _do(self, step: Send | Pause) -> Heard:
-        if isinstance(step, Pause):
-            self.now += step.seconds
-            return Heard(self.now)
-        self.sent.append((self.now, step))
-        seconds, answer = self.serve(self, step)
-        if answer is None or seconds > step.timeout_seconds:
-            self.now += min(seconds, step.timeout_seconds)
-            return Heard(self.now, failure="silence")
-        self.now += seconds
-        return Heard(self.now, answer)
-
-
-def json(document: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(status, headers, msgspec.json.encode(document))
-
-
-BUSY = json({"code": "no_leader", "detail": "nobody leads", "retryable": True}, 503, **{"Retry-After": "1"})
 
 
 def job_that_ends_at(at: float) -> Callable[[World, Send], tuple[float, Answer]]:

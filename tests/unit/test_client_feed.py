@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobsvc import Client, CompletionsLost, Refused
 from jobsvc.client_feed import FeedItem, FeedPage, read_on
-from jobsvc.client_jobs import JobSet
-from jobsvc.errors import Refusal
 
 from .local_service import LocalService
 
@@ -65,37 +62,9 @@ def test_a_set_whose_service_was_begun_anew_knows_at_once_that_its_jobs_are_gone
     with LocalService() as other, Client(other.url) as of_other:
         # when its address is that of another one, which has more places
         of_other.map("jobsvc.echo", range(20), progress=False).wait(SECONDS)
-        jobs = type(jobs)(of_other, jobs.ids, jobs._cursor)
+        jobs = type(jobs)(of_other, jobs.ids, jobs._ends.after)
         # then nobody waits for what cannot come
         assert jobs.wait(10) == {"expired": 5}
-
-
-def test_a_large_set_that_misses_something_again_and_again_does_not_ask_for_all_each_time() -> None:
-    # given a set of 1,000 running jobs, on a service where others' jobs are retired before they are told
-    ids = [f"job-{number:04}" for number in range(1_000)]
-    asked: list[str] = []
-    gone: set[str] = set()
-
-    def get(path: str) -> dict[str, Any]:
-        asked.append(path)
-        if path in gone:
-            raise Refused(Refusal("expired_job", "long ago"))
-        return {"id": path, "state": "running", "task": "t", "error": None, "result": None}
-
-    def feed(after: int | str, wait_seconds: float) -> FeedPage:
-        return page_of([], [(1, 9)], 9)
-
-    service = SimpleNamespace(feed=feed, get=get, path=lambda form, job_id: job_id)
-    jobs = JobSet(service, ids, 1)  # type: ignore[arg-type]
-    # when it is looked at all the time
-    for _ in range(20):
-        assert jobs.counts() == {"open": 1_000}
-    # then all were asked for once
-    assert len(asked) == 1_000
-    # and what has expired since is told a while later
-    gone.add(ids[0])
-    jobs._next_ask = 0.0
-    assert jobs.counts() == {"open": 999, "expired": 1}
 
 
 def test_a_reader_that_passes_retired_jobs_gets_an_error_with_the_place_to_go_on(

@@ -159,9 +159,10 @@ def test_a_set_that_was_being_changed_at_the_fork_is_whole_in_the_child(client: 
     # given a set of which another thread was taking in a job when the process was forked
     jobs = client.map("jobsvc.echo", range(3), progress=False)
     jobs.wait(SECONDS)
-    half = jobs._order.pop()
-    jobs._states["succeeded"] -= 1
-    jobs._lock.acquire()
+    half = jobs._ends.order.pop()
+    jobs._ends.states["succeeded"] -= 1
+    jobs._reading.acquire()
+    jobs._taking.acquire()
 
     def count() -> None:
         assert jobs.counts() == {"open": 0, "succeeded": 3}
