@@ -13,9 +13,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import cast
 
-from .finished_groups import FinishedGroup
+from .finished_groups import FinishedGroup, is_in_open_group
 from .jobs import Job
-from .segments import Segment
+from .segments import JobTable, Segment
 
 RUN_MAX = 1_024
 DRAWN_TOGETHER_MIN = 32  # a shorter run may be empty as it likes
@@ -40,7 +40,8 @@ class _Run:
 class AcceptanceOrder:
     """Jobs and frozen segments by seq. Changed where events are applied."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: JobTable) -> None:
+        self._jobs = jobs
         self._blocks: list[_Run | Segment] = []
         self._firsts: list[int] = []  # no seq in a block is smaller
         self._open: tuple[_Run, array[int]] | None = None  # the last one, while it grows
@@ -60,7 +61,10 @@ class AcceptanceOrder:
                     if type(entry) is FinishedGroup:
                         yield entry.job_with_seq(seq)
                     elif entry is not None:
-                        yield cast("Job", entry)
+                        yield self._as_it_is(cast("Job", entry))
+
+    def _as_it_is(self, job: Job) -> Job:
+        return self._jobs[job.id] if is_in_open_group(job) else job
 
     def newest_first(self, before: int) -> Iterator[Job | Segment | tuple[FinishedGroup, int]]:
         """What is older than `before`: jobs, rows of groups, and the frozen segments that begin earlier."""
@@ -75,7 +79,7 @@ class AcceptanceOrder:
                 if type(entry) is FinishedGroup:
                     yield entry, run.seqs[index]
                 elif entry is not None:
-                    yield cast("Job", entry)
+                    yield self._as_it_is(cast("Job", entry))
 
     @property
     def oldest_seq(self) -> int | None:
@@ -83,21 +87,31 @@ class AcceptanceOrder:
         first = next(iter(self), None)
         return None if first is None else first.seq
 
-    def append(self, entry: Job | Segment) -> None:
-        """Whatever has just been accepted."""
-        if isinstance(entry, Segment):
-            self._put(entry.seq, entry)
-            self._open = None
-            return
-        if self._open is None or len(self._open[1]) >= RUN_MAX:
-            seqs = array("Q")
-            run = _Run(seqs, [])
-            self._put(entry.seq, run)
-            self._open = run, seqs
-        run, seqs = self._open
-        seqs.append(entry.seq)
-        run.entries.append(entry)
-        run.live += 1
+    def append(self, segment: Segment) -> None:
+        """What has just been accepted, and is frozen."""
+        self._put(segment.seq, segment)
+        self._open = None
+
+    def extend(self, jobs: list[Job]) -> None:
+        """What has just been accepted, and is not."""
+        while jobs:
+            if len(jobs) == 1 and self._open is not None and len(self._open[1]) < RUN_MAX:
+                run, seqs = self._open
+                seqs.append(jobs[0].seq)
+                run.entries.append(jobs[0])
+                run.live += 1
+                return
+            if self._open is None or len(self._open[1]) >= RUN_MAX:
+                seqs = array("Q")
+                run = _Run(seqs, [])
+                self._put(jobs[0].seq, run)
+                self._open = run, seqs
+            run, seqs = self._open
+            some = jobs[: RUN_MAX - len(seqs)]
+            seqs.extend([job.seq for job in some])
+            run.entries += some
+            run.live += len(some)
+            jobs = jobs[len(some) :]
 
     def _put(self, first: int, block: _Run | Segment) -> None:
         self._blocks.append(block)

@@ -181,10 +181,12 @@ class CompletionFeed:
             index = bisect_left(self._places, place, index)
             self._jobs[index] = entry
 
-    def append(self, job: Job) -> int:
-        """A job has finished; returns its place."""
+    def append(self, entry: Job | FinishedGroup) -> int:
+        """A job has finished, or one that is kept in this group; returns its place."""
         place = self.next_place
-        self._put(place, job)
+        self._places.append(place)
+        self._jobs.append(entry)
+        self._held += 1
         self.next_place = place + 1
         return place
 

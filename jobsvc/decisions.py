@@ -43,7 +43,6 @@ from .events import (
 from .jobs import TASK_UNKNOWN, TERMINAL, ErrorInfo, Finished, Job, Outcome, Result, State, encode
 from .pack_references import PackReferences
 from .queue_state import QueueState
-from .ready_lanes import next_jobs
 from .remembered_keys import FINGERPRINT_BYTES
 from .selections import SUITS, next_slice
 
@@ -119,9 +118,10 @@ def _enqueue(state: QueueState, command: c.Enqueue, limits: Limits) -> Decision:
         return _refuse("too_many_jobs", detail, retry_after=1.0 if state.counts.ended else 5.0)
     if not all(0 <= job.option < len(command.options) for job in command.jobs):
         return _refuse("invalid", "a job names options that did not come with it", "options")
-    new_queues = {options.queue for options in command.options} - state.counts.keys()
-    if len(state.counts) + len(new_queues) > QUEUES_MAX:
-        return _too_many_queues(state)
+    if len(state.counts) + len(command.options) > QUEUES_MAX:
+        new_queues = {options.queue for options in command.options} - state.counts.keys()
+        if len(state.counts) + len(new_queues) > QUEUES_MAX:
+            return _too_many_queues(state)
     return Decision([JobsEnqueued(command.options, command.jobs)], c.Accepted(ids, created=True))
 
 
@@ -322,14 +322,13 @@ def lease(state: QueueState, worker: str, pool: str, count: int) -> JobsLeased |
     """The next jobs for a worker of this pool, or None if nothing is ready."""
     if count <= 0:
         return None
-    lanes = state.ready_lanes(pool)
-    jobs = next_jobs(lanes, count) if lanes else []
+    jobs = state.lanes.next_jobs(pool, count)
     return JobsLeased(worker, [job.id for job in jobs]) if jobs else None
 
 
 def has_ready(state: QueueState, pool: str) -> bool:
     """Whether a worker of this pool would get anything."""
-    return any(lane.heads(1) for lane in state.ready_lanes(pool))
+    return bool(state.lanes.next_jobs(pool, 1))
 
 
 # --- what time brings ---------------------------------------------------------------------------------

@@ -22,11 +22,11 @@ class OptionsUse(msgspec.Struct):
 class InternedOptions(dict[JobOptions, OptionsUse]):
     """Options -> the object that stands for all that are equal, and its users."""
 
-    def intern(self, options: JobOptions) -> JobOptions:
+    def intern(self, options: JobOptions) -> OptionsUse:
         entry = self.get(options)
         if entry is None:
             entry = self[options] = OptionsUse(options)
-        return entry.options
+        return entry
 
     def use(self, options: JobOptions, count: int) -> None:
         """So many jobs more, or fewer, have these options."""

@@ -89,7 +89,7 @@ class Leasing:
 
         Counted once for all of them: counting for each is quadratic in the workers."""
         count = max((worker.can_take for worker in workers), default=0) * len(workers)
-        return sum(len(lane.heads(count)) for lane in self._state.ready_lanes(pool)) if count > 1 else count
+        return self._state.lanes.count_ready(pool, count) if count > 1 else count
 
 
 def grant(jobs: list[Job], orders: WorkerOrders) -> None:

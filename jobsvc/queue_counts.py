@@ -35,6 +35,14 @@ class QueueCounts(dict[str, Counts]):
         self[queue][state] += jobs
         self.totals[state] += jobs
 
+    def move(self, queue: str, before: State, after: State, jobs: int) -> None:
+        """So many jobs of a queue are in another state."""
+        counts, totals = self[queue], self.totals
+        counts[before] -= jobs
+        counts[after] += jobs
+        totals[before] -= jobs
+        totals[after] += jobs
+
     def is_empty(self, queue: str) -> bool:
         return not any(self[queue].values())
 

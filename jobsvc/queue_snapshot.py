@@ -204,8 +204,8 @@ def _restore_each(state: QueueState, options: list[JobOptions], rows: list[JobRo
             row.crashes,
             row.details,
         )
-        state.jobs[job.id] = job
-        state.order.append(job)
+        state.jobs.add([job])
+        state.order.extend([job])
         state.options.use(chosen, 1)
         state.counts.add(chosen.queue, job.state, 1)
         if job.details is not None or type(job.payload) is BlobRef:

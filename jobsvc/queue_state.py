@@ -58,7 +58,7 @@ from .events import (
     QueuePaused,
 )
 from .failure_groups import FailureGroups
-from .finished_groups import FinishedGroup, RecentlyFinished, ended_together
+from .finished_groups import FinishedGroup
 from .interned_options import InternedOptions
 from .jobs import (
     HASH_TASK,
@@ -73,13 +73,13 @@ from .jobs import (
     NewJob,
     Outcome,
     State,
-    place_of,
 )
 from .pack_references import PackReferences
 from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
+from .recently_finished import RecentlyFinished, ended_together, options_if_plain
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
-from .segments import JobTable, neighbours, seq_of
+from .segments import JobTable, neighbours
 from .timed_jobs import drop_dead_due, drop_dead_retention
 from .transitions import TRANSITIONS, IllegalTransition
 from .unpulled_jobs import UnpulledJobs, awaits_pull
@@ -103,7 +103,7 @@ class QueueState:
         self.epoch = 0
         self.next_seq = 1
         self.jobs = JobTable()
-        self.order = AcceptanceOrder()
+        self.order = AcceptanceOrder(self.jobs)
         self.options = InternedOptions()
         self.paused: dict[str, bool] = {}  # those that are
         self.lanes = Lanes(self.jobs, self.paused)
@@ -116,22 +116,10 @@ class QueueState:
         self.unpulled = UnpulledJobs()
         self.keys = RememberedKeys()
         self.automatic_keys = RememberedKeys()  # apart: they expire long before the others
-        self.recent = RecentlyFinished(self.options, self._freeze)
+        self.recent = RecentlyFinished(self.options, self.jobs, self.order, self.feed, self.counts)
         self.packs = PackReferences()
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
-
-    def _freeze(self, jobs: list[Job]) -> None:
-        """Keep finished jobs in a group: those that are held still."""
-        held = [
-            *{job.seq: job for job in jobs if self.jobs.holds(job)}.values()
-        ]  # a pulled one may come twice
-        if held:
-            held.sort(key=seq_of)
-            group = FinishedGroup.of_objects(held)
-            self.jobs.freeze_finished(group)
-            self.order.freeze_finished(group, [job.seq for job in held])
-            self.feed.freeze_finished(group, sorted(map(place_of, held)))
 
     # --- reading ---
 
@@ -171,10 +159,11 @@ def _epoch_began(state: QueueState, event: EpochBegan) -> None:
 
 
 def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
-    options = [state.options.intern(options) for options in event.options]
-    lanes = [lane_of(state, each) for each in options]
-    for each in options:
-        state.counts.know(each.queue)
+    interned = [state.options.intern(options) for options in event.options]
+    options = [each.options for each in interned]
+    lanes = [state.lanes[each.queue, each.pool] for each in options]
+    for chosen in options:
+        state.counts.know(chosen.queue)
     uses = [0] * len(options)
     for group in neighbours(event.jobs, _option_of):
         option = group[0].option
@@ -186,9 +175,9 @@ def _jobs_enqueued(state: QueueState, event: JobsEnqueued) -> None:
         lanes[option].add_new(segment)
         uses[option] += segment.size
         state.next_seq = segment.stop
-    for chosen, used in zip(options, uses, strict=True):
-        state.counts.add(chosen.queue, State.QUEUED, used)
-        state.options.use(chosen, used)
+    for each, used in zip(interned, uses, strict=True):
+        state.counts.add(each.options.queue, State.QUEUED, used)
+        each.jobs += used
     if not all(uses):
         state.options.forget_unused(options)
         for chosen in options:
@@ -203,13 +192,12 @@ def _add_each(
     state: QueueState, group: list[NewJob], options: list[JobOptions], lanes: list[Lane], uses: list[int]
 ) -> None:
     now = state.log_time
-    jobs, order, seq = state.jobs, state.order, state.next_seq
+    seq, jobs = state.next_seq, list[Job]()
     for new in group:
         chosen = options[new.option]
         job = Job(new.id, chosen, new.payload, seq, now)
         seq += 1
-        jobs[new.id] = job
-        order.append(job)
+        jobs.append(job)
         uses[new.option] += 1
         if new.run_at is not None and new.run_at > now:
             job.state = State.SCHEDULED
@@ -221,6 +209,8 @@ def _add_each(
             lanes[new.option].add_new(job)
         if type(new.payload) is BlobRef:
             state.packs.add(new.payload)
+    state.jobs.add(jobs)
+    state.order.extend(jobs)
     state.next_seq = seq
 
 
@@ -252,37 +242,19 @@ def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
 def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
     held = state.leases.get(event.worker, {})
     jobs = state.jobs.of([each.job_id for each in event.finished])
-    for begin, end, alike in ended_together(jobs, event):
-        some, finished = jobs[begin:end], event.finished[begin:end]
-        if alike and _succeeded_alike(state, some, finished, event):
-            for job in some:
+    ends = [*zip(jobs, event.finished, event.changes, event.run_ats, strict=True)]
+    for some, alike in ended_together(ends):
+        if alike and state.recent.take(some, event, state.log_time):
+            for job, *_ in some:
                 held.pop(job.id, None)
             continue
-        ends = zip(some, finished, event.changes[begin:end], event.run_ats[begin:end], strict=True)
-        for job, each, change, run_at in ends:
-            _attempt_ended(state, job, each, change, run_at, event)
+        for job, finished, change, run_at in some:
+            plain = alike is None and options_if_plain(job, finished, change, run_at)
+            if not plain or not state.recent.take_one(job, finished, event, state.log_time):
+                _attempt_ended(state, job, finished, change, run_at, event)
             held.pop(job.id, None)
-        state.recent.add([job for job in some if job.state is State.SUCCEEDED])
     if not held:
         state.leases.pop(event.worker, None)
-
-
-def _succeeded_alike(
-    state: QueueState, jobs: list[Job], finished: list[Finished], event: AttemptsEnded
-) -> bool:
-    """Jobs that a group can hold leave memory as objects."""
-    group = FinishedGroup.of_reports(jobs, finished, event, state.log_time, state.feed.next_place)
-    if group is None:
-        return False
-    target = TRANSITIONS[State.RUNNING][Change.SUCCEED]
-    state.counts.add(group.options.queue, State.RUNNING, -len(jobs))
-    state.counts.add(group.options.queue, target, len(jobs))
-    for job in jobs:
-        job.state = target  # lanes may have it still
-    state.jobs.freeze_finished(group)
-    state.order.freeze_finished(group, group.seqs())
-    state.feed.append_group(group, len(jobs))
-    return True
 
 
 def _attempt_ended(
@@ -388,9 +360,11 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
     unpulled = 0
     for entry, ids in state.jobs.pop(event.ids):
         if type(entry) is FinishedGroup:
-            some_places, some_seqs = entry.rows_of(ids)
+            some_places, some_seqs = entry.retire(ids)
             places += some_places
             seqs += some_seqs
+            if entry.rows == []:
+                state.recent.close(entry)
         else:
             job = cast("Job", entry)
             unpulled += job.options.task == HASH_TASK and awaits_pull(job)

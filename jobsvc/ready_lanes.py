@@ -10,6 +10,10 @@ Removal is lazy: an entry counts only while its job is QUEUED. `heads` never rem
 deciding changes nothing; `drop_dead_heads` runs where events are applied, on every replica alike, so that a
 standby that never leases keeps no dead entries either. A job may have two live entries after cancel and
 revive; both name the same job, and the second is dead as soon as the first is used.
+
+Of the lanes of one pool (`LeaseOrder`), that with the best first job is found by a heap. A lane has one valid
+place in it, never behind its first job; it is set right when it comes to the top. So jobs that come and go
+seldom touch the heap, and a lease costs the logarithm of the lanes, not their number.
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ from .segments import JobTable, Segment, seq_of
 
 _QUEUED = State.QUEUED
 EMPTY_LINES_MAX = 8  # of one lane: callers may choose priorities freely
+SORTED_LANES_MAX = 16  # of so few the heads are sorted: that is quicker
+VOID_MIN = 64  # places in the heap of a pool that may be void, besides as many as there are lanes
+
+Place = tuple[int, int]  # in the order of leases: priority, negative, and seq
+NOWHERE: Place = (1 << 63, 0)  # after all others
 
 
 class _Line:
@@ -87,6 +96,13 @@ class _Line:
         while returned and returned[0][2].state is not _QUEUED:
             heapq.heappop(returned)
 
+    def head(self) -> Job | None:
+        """The first live job."""
+        fresh = self.fresh
+        if fresh and not self.returned and fresh[0].state is _QUEUED:
+            return fresh[0]
+        return next(iter(self.heads(1)), None)
+
     def first(self) -> Job | Segment | None:
         self.drop_dead_heads()
         firsts = [*islice(self.fresh or self.behind, 1), *(entry[2] for entry in self.returned[:1])]
@@ -139,8 +155,10 @@ class Lane:
     def __init__(self, queue: str, pool: str, jobs: JobTable, lanes: Lanes | None = None) -> None:
         self.queue = queue
         self.pool = pool
-        self.filled = lanes is None  # has entries, and `lanes` knows; a lane on its own needs nobody to know
+        self.filled = False  # has entries
         self.marked: int | None = None  # no live entry is older: its place among all `lanes`
+        self.place = NOWHERE  # no live entry is before it: its place in the order of leases
+        self.place_number = 0  # which of those in the heap is valid
         self._lanes = lanes
         self.lines: dict[int, _Line] = {}  # by priority
         self._order: list[int] = []  # priorities, highest first
@@ -156,15 +174,23 @@ class Lane:
 
     def add_new(self, entry: Job | Segment) -> None:
         """What has just been accepted: its seq is greater than that of all before it."""
-        self._line(entry.options.priority).add(entry)
-        if not self.filled and self._lanes is not None:
-            self._lanes.fill(self, entry.seq)
+        priority = entry.options.priority
+        self._line(priority).add(entry)
+        self.filled = True
+        if -priority < self.place[0] or self.marked is None:
+            self._fill((-priority, entry.seq))
 
     def add_returned(self, job: Job) -> None:
-        if self._lanes is not None and (not self.filled or self.marked is None or job.seq < self.marked):
-            self._lanes.fill(self, job.seq)
+        self.filled = True
+        place = -job.options.priority, job.seq
+        if self.marked is None or job.seq < self.marked or place < self.place:
+            self._fill(place)
         self._entries += 1
         heapq.heappush(self._line(job.options.priority).returned, (job.seq, self._entries, job))
+
+    def _fill(self, place: Place) -> None:
+        if self._lanes is not None:
+            self._lanes.fill(self, place)
 
     def drop_dead_heads(self) -> None:
         """Where events are applied: afterwards a lane without live jobs has no entries."""
@@ -175,8 +201,7 @@ class Lane:
         if len(self.lines) > left + EMPTY_LINES_MAX:
             self.lines = {priority: line for priority, line in self.lines.items() if line.has_entries()}
             self._order = sorted(self.lines, reverse=True)
-        if not left and self._lanes is not None:
-            self._lanes.empty(self)
+        self.filled = left > 0
 
     def oldest(self) -> Job | Segment | None:
         """The live job that was accepted first, of any priority, or the segment that begins with it."""
@@ -189,6 +214,18 @@ class Lane:
         count = sum(len(line) for other, line in self.lines.items() if other > priority)
         return count + self.lines[priority].before(job.seq) if priority in self.lines else count
 
+    def head(self) -> Job | None:
+        """The job that should run first."""
+        for priority in self._order:
+            job = self.lines[priority].head()
+            if job is not None:
+                return job
+        return None
+
+    def not_before(self) -> Place:
+        """A place that no entry is before; whoever asks for more finds out with `head`."""
+        return -self._order[0], 0
+
     def heads(self, count: int) -> list[Job]:
         """Up to `count` jobs in the order in which they should run."""
         if len(self._order) == 1:
@@ -199,6 +236,143 @@ class Lane:
                 break
             jobs.extend(self.lines[priority].heads(count - len(jobs)))
         return jobs
+
+
+class _Run:
+    """The next jobs of one lane, asked for in growing pieces."""
+
+    __slots__ = ("_asked", "_jobs", "_lane", "_next")
+
+    def __init__(self, lane: Lane, first: Job, piece: int) -> None:
+        self._lane = lane
+        self._asked = piece
+        self._jobs = [first] if piece == 1 else lane.heads(piece)
+        self._next = 0
+
+    def take(self, room: int, before: Place | None) -> list[Job]:
+        """Up to so many, as long as they are before this place."""
+        taken: list[Job] = []
+        while len(taken) < room and (job := self.job()) is not None:
+            if before is not None and (-job.options.priority, job.seq) > before:
+                break
+            taken.append(job)
+            self._next += 1
+        return taken
+
+    def job(self) -> Job | None:
+        """The next one."""
+        if self._next == len(self._jobs):
+            if self._next < self._asked:
+                return None
+            self._asked *= 2
+            self._jobs = self._lane.heads(self._asked)
+            if self._next == len(self._jobs):
+                return None
+        return self._jobs[self._next]
+
+
+class LeaseOrder:
+    """The lanes that one pool is served from: all that are filled and not paused.
+
+    One that has become empty leaves when somebody comes to it: it is often filled again before."""
+
+    def __init__(self) -> None:
+        self.lanes: dict[tuple[str, str], Lane] = {}
+        self._heap: list[tuple[int, int, int, Lane]] = []
+        self._numbers = 0
+
+    def offer(self, lane: Lane, place: Place) -> None:
+        """From now on no live job of this lane is before this place."""
+        self._numbers += 1
+        self.lanes[lane.queue, lane.pool] = lane
+        lane.place, lane.place_number = place, self._numbers
+        heapq.heappush(self._heap, (*place, self._numbers, lane))
+        if len(self._heap) > 2 * len(self.lanes) + VOID_MIN:
+            self._heap = [entry for entry in self._heap if self._is_valid(entry)]
+            heapq.heapify(self._heap)
+
+    def withdraw(self, lane: Lane) -> None:
+        """It is paused, or known no more."""
+        if self.lanes.pop((lane.queue, lane.pool), None) is not None:
+            lane.place, lane.place_number = NOWHERE, 0
+
+    def _leave(self, lane: Lane) -> None:
+        """It has no live entry: the next one gives it a place."""
+        lane.place, lane.place_number = NOWHERE, 0
+        if not lane.filled:
+            del self.lanes[lane.queue, lane.pool]
+
+    def _is_valid(self, entry: tuple[int, int, int, Lane]) -> bool:
+        return entry[3].place_number == entry[2]
+
+    def _first(self) -> tuple[Job, tuple[int, int, int, Lane]] | None:
+        """The next job, and the place of its lane, which is the top of the heap."""
+        heap = self._heap
+        while heap:
+            entry = heap[0]
+            lane = entry[3]
+            job = lane.head() if lane.place_number == entry[2] else None
+            if job is None:
+                heapq.heappop(heap)
+                if lane.place_number == entry[2]:
+                    self._leave(lane)
+            elif job.seq == entry[1] and -job.options.priority == entry[0]:
+                return job, entry
+            else:
+                lane.place = -job.options.priority, job.seq
+                heapq.heapreplace(heap, (*lane.place, entry[2], lane))
+        return None
+
+    def next_jobs(self, count: int) -> list[Job]:
+        """Up to `count` jobs: highest priority first, then the oldest. They stay where they are."""
+        if len(self.lanes) == 1:
+            return next(iter(self.lanes.values())).heads(count)
+        if count == 1:
+            first = self._first()
+            return [] if first is None else [first[0]]
+        return self._sorted(count) if len(self.lanes) <= SORTED_LANES_MAX else self._merged(count)
+
+    def _sorted(self, count: int) -> list[Job]:
+        offered = [job for lane in self.lanes.values() for job in lane.heads(count)]
+        offered.sort(key=lambda job: (-job.options.priority, job.seq))
+        return offered[:count]
+
+    def _merged(self, count: int) -> list[Job]:
+        heap, jobs = self._heap, list[Job]()
+        piece = max(1, 2 * count // len(self.lanes))
+        borrowed: list[tuple[int, int, int, Lane]] = []
+        begun: list[tuple[int, int, _Run]] = []  # heap: the next place of each run, and the run
+        while len(jobs) < count:
+            first = self._first()
+            if first is not None and (not begun or first[1][:2] < begun[0][:2]):
+                borrowed.append(heapq.heappop(heap))
+                run = _Run(borrowed[-1][3], first[0], piece)
+            elif begun:
+                run = heapq.heappop(begun)[2]
+            else:
+                break
+            # A place in the heap may be before its lane's first job: then the run goes on a little later.
+            others = [some[0][:2] for some in (heap, begun) if some]
+            jobs += run.take(count - len(jobs), min(others, default=None))
+            job = run.job() if len(jobs) < count else None
+            if job is not None:
+                heapq.heappush(begun, (-job.options.priority, job.seq, run))
+        for entry in borrowed:
+            heapq.heappush(heap, entry)
+        return jobs
+
+    def count(self, enough: int) -> int:
+        """How many jobs there are, counted no further than this."""
+        found, empty = 0, list[Lane]()
+        for lane in self.lanes.values():
+            found += len(lane.heads(enough - found))
+            if found >= enough:
+                break
+            if not lane.filled:
+                empty.append(lane)
+        for lane in empty:
+            self._leave(lane)
+        return found
 
 
 class Lanes(dict[tuple[str, str], Lane]):
@@ -215,8 +389,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         self._jobs = jobs
         self._paused = paused
         self._pool_of: Callable[[str], str] | None = None
-        # By the pool that serves it, then by its own key: filled, and not paused.
-        self._ready: dict[str, dict[tuple[str, str], Lane]] = {}
+        self._ready: dict[str, LeaseOrder] = {}  # by the pool that serves them
         self._oldest: list[tuple[int, int, Lane]] = []  # heap by `marked`; what says otherwise is dead
         self._marks = 0
         self._pools: dict[str, None] = {}  # those that a lane ever had: the operator's, so a few
@@ -231,6 +404,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         self._pool_of = pool_of
         self._ready = {}
         for lane in self.values():
+            lane.place = NOWHERE
             self._make_ready(lane)
 
     def pool_of(self, queue: str, pool: str) -> str:
@@ -239,7 +413,18 @@ class Lanes(dict[tuple[str, str], Lane]):
 
     def ready(self, pool: str) -> list[Lane]:
         """Those from which a worker of this pool may be served now."""
-        return list(self._ready.get(pool, {}).values())
+        ready = self._ready.get(pool)
+        return [] if ready is None else [lane for lane in ready.lanes.values() if lane.filled]
+
+    def next_jobs(self, pool: str, count: int) -> list[Job]:
+        """The jobs that a worker of this pool should get."""
+        ready = self._ready.get(pool)
+        return [] if ready is None else ready.next_jobs(count)
+
+    def count_ready(self, pool: str, enough: int) -> int:
+        """How many jobs workers of this pool could get, counted no further than this."""
+        ready = self._ready.get(pool)
+        return 0 if ready is None else ready.count(enough)
 
     def oldest(self) -> tuple[Job | Segment, str] | None:
         """The queued job that was accepted first, or the segment that begins with it, and its queue."""
@@ -259,32 +444,31 @@ class Lanes(dict[tuple[str, str], Lane]):
                 heapq.heapreplace(heap, (first.seq, self._marks, lane))
         return None
 
-    def fill(self, lane: Lane, seq: int) -> None:
-        """A lane got an entry: its first one, or one that may be older than all others."""
-        if not lane.filled:
-            lane.filled = True
-            self._make_ready(lane)
+    def fill(self, lane: Lane, place: Place) -> None:
+        """A lane got an entry that may be before all others."""
+        seq = place[1]
+        if place < lane.place:
+            self._make_ready(lane, place)
         if lane.marked is None or seq < lane.marked:
             lane.marked = seq
             self._marks += 1
             heapq.heappush(self._oldest, (seq, self._marks, lane))
 
-    def empty(self, lane: Lane) -> None:
-        """A lane has no entry any more."""
-        if lane.filled:
-            lane.filled = False
-            self._not_ready(lane)
-
-    def _make_ready(self, lane: Lane) -> None:
+    def _make_ready(self, lane: Lane, place: Place | None = None) -> None:
         if lane.filled and lane.queue not in self._paused:
             pool = self.pool_of(lane.queue, lane.pool)
-            self._ready.setdefault(pool, {})[lane.queue, lane.pool] = lane
+            ready = self._ready.get(pool)
+            if ready is None:
+                ready = self._ready[pool] = LeaseOrder()
+            ready.offer(lane, lane.not_before() if place is None else place)
 
     def _not_ready(self, lane: Lane) -> None:
         pool = self.pool_of(lane.queue, lane.pool)
-        ready = self._ready.get(pool, {})
-        if ready.pop((lane.queue, lane.pool), None) is not None and not ready:
-            del self._ready[pool]
+        ready = self._ready.get(pool)
+        if ready is not None:
+            ready.withdraw(lane)
+            if not ready.lanes:
+                del self._ready[pool]
 
     def pause(self, queue: str) -> None:
         for lane in self.of_queue(queue):
@@ -297,17 +481,8 @@ class Lanes(dict[tuple[str, str], Lane]):
     def forget(self, queue: str) -> None:
         """A queue without jobs is known no more."""
         for lane in self.of_queue(queue):
-            self.empty(lane)
+            self._not_ready(lane)
             del self[queue, lane.pool]
 
     def of_queue(self, queue: str) -> list[Lane]:
         return [lane for pool in self._pools if (lane := self.get((queue, pool))) is not None]
-
-
-def next_jobs(lanes: list[Lane], count: int) -> list[Job]:
-    """Up to `count` jobs of several lanes: highest priority first, then the oldest."""
-    if len(lanes) == 1:
-        return lanes[0].heads(count)
-    offered = [job for lane in lanes for job in lane.heads(count)]
-    offered.sort(key=lambda job: (-job.options.priority, job.seq))
-    return offered[:count]

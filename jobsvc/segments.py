@@ -208,8 +208,12 @@ class JobTable(Mapping[bytes, Job]):
 
     # --- changing ---
 
-    def __setitem__(self, job_id: bytes, job: Job) -> None:
-        self._jobs[job_id] = job
+    def add(self, jobs: list[Job]) -> None:
+        """New ones, each an object."""
+        if len(jobs) == 1:
+            self._jobs[jobs[0].id] = jobs[0]
+        else:
+            self._jobs.update(zip([job.id for job in jobs], jobs, strict=True))
 
     def pop(self, ids: list[bytes]) -> Iterator[tuple[Job | FinishedGroup, list[bytes]]]:
         """Take out jobs that have ended, which are in no frozen segment: each, or its group with some."""
@@ -219,9 +223,12 @@ class JobTable(Mapping[bytes, Job]):
             yield entries[0], ids[begin : begin + len(entries)]
             begin += len(entries)
 
-    def freeze_finished(self, group: FinishedGroup) -> None:
+    def keep_one_in_group(self, job_id: bytes, group: FinishedGroup) -> None:
+        self._jobs[job_id] = group
+
+    def keep_in_group(self, ids: list[bytes], group: FinishedGroup) -> None:
         """These jobs are kept in a group from now on."""
-        self._jobs.update(zip(group.ids, repeat(group)))
+        self._jobs.update(zip(ids, repeat(group)))
 
     def freeze_new(
         self, new: list[NewJob], options: JobOptions, seq: int, created_at: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from . import commands as c
 from .errors import Refusal
@@ -36,12 +36,6 @@ class Durations:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.sum_seconds += seconds
 
-    def observe_all(self, seconds: list[float]) -> None:
-        bounds, counts = self.bounds, self.counts
-        for each in seconds:
-            counts[bisect_left(bounds, each)] += 1
-        self.sum_seconds += sum(seconds)
-
     def spread(self, name: str, labels: dict[str, str]) -> c.Spread:
         return c.Spread(name, labels, list(self.bounds), list(self.counts), self.sum_seconds)
 
@@ -54,22 +48,7 @@ class _Cell:
         self.number = 0
 
 
-def _neighbours(
-    jobs: Mapping[bytes, Job], finished: Iterable[Finished], refused: set[tuple[bytes, int]]
-) -> Iterator[tuple[JobOptions, Outcome, list[Finished]]]:
-    """Reports that follow each other, of the same options and outcome; without those that were refused."""
-    options, outcome, alike = None, Outcome.SUCCEEDED, list[Finished]()
-    for each in finished:
-        job = jobs.get(each.job_id)
-        if job is None or (refused and (each.job_id, each.attempt) in refused):
-            continue
-        if job.options is not options or each.outcome is not outcome:
-            if options is not None:
-                yield options, outcome, alike
-            options, outcome, alike = job.options, each.outcome, []
-        alike.append(each)
-    if options is not None:
-        yield options, outcome, alike
+_Attempts = tuple[JobOptions | None, Outcome | None, _Cell, Durations | None]
 
 
 class Tallies:
@@ -80,6 +59,7 @@ class Tallies:
         self._plain: dict[str, float] = {}
         self._cells: dict[tuple[str, Pair, str], _Cell] = {}  # by name, pair, outcome or ""
         self._latest: dict[str, tuple[JobOptions, State | Outcome | None, _Cell]] = {}  # by name
+        self._latest_attempt: _Attempts = None, None, _Cell((OTHER, OTHER)), None
         self._by_reason: dict[tuple[str, str], int] = {}
         self._queue_wait: dict[str, Durations] = {}
         self._attempt_duration: dict[Pair, Durations] = {}
@@ -97,6 +77,9 @@ class Tallies:
         elif isinstance(command, c.Enqueue) and isinstance(answer, c.Accepted):
             if not answer.created:
                 self.count("idempotent_replays", 1)
+                return
+            if len(command.options) == 1:
+                self._add("jobs_enqueued", command.options[0], number=len(command.jobs))
                 return
             for option, number in Counter(job.option for job in command.jobs).items():
                 self._add("jobs_enqueued", command.options[option], number=number)
@@ -120,15 +103,29 @@ class Tallies:
     ) -> None:
         """Reports were settled; those that came too late count as nothing but stale."""
         refused = set(stale)
-        self.count("stale_results", len(refused))
-        for options, outcome, alike in _neighbours(jobs, finished, refused):
-            pair = self._add("attempts_finished", options, outcome, len(alike))
-            if outcome is Outcome.RELEASED:
-                continue  # it did not run
-            durations = self._attempt_duration.get(pair)
+        if refused:
+            self.count("stale_results", len(refused))
+        options, outcome, cell, durations = self._latest_attempt
+        for each in finished:
+            job = jobs.get(each.job_id)
+            if job is None or (refused and (each.job_id, each.attempt) in refused):
+                continue
+            if job.options is not options or each.outcome is not outcome:
+                options, outcome, cell, durations = self._attempts_like(job.options, each.outcome)
+            cell.number += 1
+            if durations is not None:
+                seconds = each.ended_at - each.started_at
+                durations.observe(seconds if seconds > 0.0 else 0.0)
+
+    def _attempts_like(self, options: JobOptions, outcome: Outcome) -> _Attempts:
+        cell = self._cell("attempts_finished", options, outcome.value)
+        durations = None
+        if outcome is not Outcome.RELEASED:  # that did not run
+            durations = self._attempt_duration.get(cell.pair)
             if durations is None:
-                durations = self._attempt_duration[pair] = Durations()
-            durations.observe_all([max(0.0, each.ended_at - each.started_at) for each in alike])
+                durations = self._attempt_duration[cell.pair] = Durations()
+        self._latest_attempt = options, outcome, cell, durations
+        return self._latest_attempt
 
     def job_finished(self, job: Job | FinishedGroup, jobs: int = 1) -> None:
         """A job came to its end, or so many of a group."""

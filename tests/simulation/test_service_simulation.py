@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobsvc import finished_groups, segments
+from jobsvc import recently_finished, segments
 
 from .service_world import play
 
@@ -16,8 +16,9 @@ from .service_world import play
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Thousands of takeovers tell nothing in a log. And single jobs are frozen, too."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 1)
-    for name, number in (("LAG", 0), ("SOME", 1), ("AT_ONCE_MIN", 2), ("GROUP_MIN", 2), ("GROUP_MAX", 3)):
-        monkeypatch.setattr(finished_groups, name, number)
+    small = {"LAG": 0, "SOME": 1, "AT_ONCE_MIN": 2, "GROUP_MIN": 2, "GROUP_MAX": 3, "OPEN_MIN": 1}
+    for name, number in small.items():
+        monkeypatch.setattr(recently_finished, name, number)
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -37,6 +38,6 @@ def test_one_seed_is_one_story() -> None:
 def test_nobody_can_tell_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = [play(seed).fingerprint() for seed in range(1_000, 1_010)]
     monkeypatch.setattr(segments, "FREEZE_MIN", 10**9)
-    monkeypatch.setattr(finished_groups, "LAG", 10**9)
-    monkeypatch.setattr(finished_groups, "AT_ONCE_MIN", 10**9)
+    for name in ("LAG", "AT_ONCE_MIN", "OPEN_MIN"):
+        monkeypatch.setattr(recently_finished, name, 10**9)
     assert [play(seed).fingerprint() for seed in range(1_000, 1_010)] == frozen

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from jobsvc import commands as c
-from jobsvc import completion_feed, decisions, finished_groups, queue_snapshot, queue_state, remembered_keys
+from jobsvc import completion_feed, decisions, queue_snapshot, queue_state, recently_finished, remembered_keys
 from jobsvc.jobs import BlobRef, JobOptions, NewJob, Outcome, Result, id_text
 from jobsvc.manager import Manager
 from jobsvc.queue_state import QueueState
@@ -64,8 +64,9 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered_keys, "KEYS_MAX", KEYS)
     monkeypatch.setattr(decisions, "QUEUES_MAX", QUEUES)
     monkeypatch.setattr(completion_feed, "REVIVED_RANGES_MAX", 100)
-    for name, number in (("LAG", 16), ("SOME", 16), ("AT_ONCE_MIN", 12), ("GROUP_MIN", 8), ("GROUP_MAX", 32)):
-        monkeypatch.setattr(finished_groups, name, number)
+    small = {"LAG": 16, "SOME": 16, "AT_ONCE_MIN": 12, "GROUP_MIN": 8, "GROUP_MAX": 32, "OPEN_MIN": 8}
+    for name, number in small.items():
+        monkeypatch.setattr(recently_finished, name, number)
 
 
 def sizes(state: QueueState) -> dict[str, int]:

@@ -18,7 +18,8 @@ OPTIONS = JobOptions("t")
 @pytest.mark.parametrize("seed", range(20))
 def test_it_is_a_sorted_list(seed: int) -> None:
     chance = Random(seed)
-    order, table = AcceptanceOrder(), JobTable()
+    table = JobTable()
+    order = AcceptanceOrder(table)
     held: dict[int, bytes] = {}
     seq = 1
     for _ in range(200):
@@ -30,8 +31,9 @@ def test_it_is_a_sorted_list(seed: int) -> None:
                 order.append(segment)
             else:
                 for n, each in enumerate(new):
-                    table[each.id] = job = Job(each.id, OPTIONS, b"{}", seq + n, 0.0)
-                    order.append(job)
+                    job = Job(each.id, OPTIONS, b"{}", seq + n, 0.0)
+                    table.add([job])
+                    order.extend([job])
             held |= {seq + n: each.id for n, each in enumerate(new)}
             seq += count
         for each in chance.sample(sorted(held), len(held) // chance.choice([2, 10, 100])):
@@ -61,10 +63,10 @@ def each_of(order: AcceptanceOrder) -> list[Job]:
 
 
 def test_a_few_that_stay_do_not_keep_the_places_of_the_others() -> None:
-    order = AcceptanceOrder()
+    order = AcceptanceOrder(JobTable())
     jobs = [Job(job_id(seq), OPTIONS, b"", seq, 0.0) for seq in range(1, 50_001)]
     for job in jobs:
-        order.append(job)
+        order.extend([job])
     for job in jobs:
         if job.seq % 1_000:
             order.retire(job.seq)

@@ -8,10 +8,10 @@ import tracemalloc
 
 import pytest
 
+from jobsvc import columns, decisions, finished_groups, job_views, queue_snapshot, recently_finished
 from jobsvc import commands as c
-from jobsvc import decisions, finished_groups, job_views, queue_snapshot
 from jobsvc.events import AttemptsEnded, Change
-from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Outcome, Result, State
+from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Job, Outcome, Result, State
 from jobsvc.queue_state import apply
 from jobsvc.transitions import IllegalTransition
 
@@ -22,8 +22,9 @@ BYTES_MAX = 450
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("LAG", 0), ("SOME", 8), ("AT_ONCE_MIN", 6), ("GROUP_MIN", 4), ("GROUP_MAX", 8)):
-        monkeypatch.setattr(finished_groups, name, number)
+    sizes = {"LAG": 0, "SOME": 8, "AT_ONCE_MIN": 6, "GROUP_MIN": 4, "GROUP_MAX": 8, "OPEN_MIN": 2}
+    for name, number in sizes.items():
+        monkeypatch.setattr(recently_finished, name, number)
 
 
 def finish(world: World, count: int, **options: object) -> list[bytes]:
@@ -80,8 +81,8 @@ def test_a_job_in_a_group_is_told_as_it_was() -> None:
     for world in (lean, plain):
         with pytest.MonkeyPatch.context() as patch:
             if world is plain:
-                patch.setattr(finished_groups, "AT_ONCE_MIN", 10**6)
-                patch.setattr(finished_groups, "LAG", 10**6)
+                for name in ("AT_ONCE_MIN", "OPEN_MIN", "LAG"):
+                    patch.setattr(recently_finished, name, 10**6)
             ids = world.enqueue(40, payload=b"payload")
             for worker, some in (("w1", 10), ("w2", 20), ("w1", 10)):
                 leased = world.after(1.0).lease(worker, some)
@@ -124,8 +125,8 @@ def test_what_is_not_plain_stays_an_object() -> None:
 
 
 def test_a_job_that_is_pulled_at_once_is_in_one_group_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("LAG", 0), ("SOME", 16), ("GROUP_MIN", 16), ("GROUP_MAX", 16)):
-        monkeypatch.setattr(finished_groups, name, number)
+    for name, number in (("LAG", 0), ("SOME", 8), ("GROUP_MIN", 8), ("GROUP_MAX", 8)):
+        monkeypatch.setattr(recently_finished, name, number)
     world = World()
     finish(world, 8, task=HASH_TASK)
     world.do(c.Pull(HASH_TASK, 8))
@@ -157,15 +158,15 @@ def test_jobs_that_are_retired_before_they_are_grouped_leave_nothing() -> None:
 
 
 def test_a_group_that_is_far_apart_in_time_and_place_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, number in (("LAG", 0), ("SOME", 2), ("GROUP_MIN", 2), ("PALETTE_MAX", 1)):
-        monkeypatch.setattr(finished_groups, name, number)
+    monkeypatch.setattr(recently_finished, "OPEN_MIN", 2)
+    monkeypatch.setattr(columns, "PALETTE_MAX", 1)
     world = World()
     [first] = world.enqueue()
-    world.run(first)
     world.state.next_seq += 1 << 40
     [second] = world.after(1e7).enqueue()
+    world.run(first)
     world.run(second)
-    assert grouped(world) == 2
+    assert grouped(world) == 2 and len({*map(id, world.state.jobs._jobs.values())}) == 1
     seqs = [world.job(job).seq for job in (first, second)]
     assert seqs == [1, 2 + (1 << 40)]
     assert [world.job(job).created_at for job in (first, second)] == [1e6, 1.1e7]
@@ -196,7 +197,7 @@ def test_what_ends_beside_it_in_another_way_is_as_ever() -> None:
     # when they are settled
     assert world.settle([*some, some[0]]) == [(ids[0], 1)]
     # then each is where it belongs
-    assert grouped(world) == 16
+    assert grouped(world) == 17
     assert [world.job(job).state for job in ids[15:]] == [State.SUCCEEDED, State.FAILED, State.SUCCEEDED]
     assert [job.id for job in world.state.feed] == ids
     world.check()
@@ -211,3 +212,55 @@ def test_a_report_that_names_a_job_twice_is_no_legal_event() -> None:
     event = AttemptsEnded("w1", "node", ends, [Change.SUCCEED] * 8, [None] * 8)
     with pytest.raises(IllegalTransition):
         apply(world.state, event, world.state.log_time)
+
+
+@pytest.mark.parametrize("together", [1, 7, 31])
+def test_jobs_that_end_one_by_one_take_as_little(together: int) -> None:
+    world = World()
+    for _ in range(4_000 // together):
+        finish(world.after(0.1), together)
+    world.log.clear()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(8_000 // together):
+            finish(world.after(0.1), together)
+        world.log.clear()
+        gc.collect()
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used / 8_000 <= BYTES_MAX
+    queue_snapshot.check_invariants(world.state)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_job_of_an_open_group_is_told_as_it_was() -> None:
+    # given jobs that end one by one: some of them fill a group, one waits in an open one
+    world = World()
+    ids = world.enqueue(9, payload=b"payload")
+    world.lease("w1", 9)
+    for number, job in enumerate(ids):
+        world.after(1.0).report(job)
+        assert grouped(world) == number + 1
+        world.check()
+    # then the order, the feed and the table have each as it ended
+    assert [job.id for job in world.state.order if isinstance(job, Job)] == ids
+    for number, job in enumerate(ids):
+        details = world.job(job).details
+        assert details is not None and details.finish_seq == number + 1
+        assert world.state.feed.job_at(number + 1) == world.job(job)
+        assert job_views.get_payload(world.state, c.GetPayload(job)).payload == b"payload"  # type: ignore[union-attr]
+    page = job_views.list_jobs(world.state, c.ListJobs(State.SUCCEEDED))
+    assert [view.id for view in page.jobs] == ids[::-1]
+
+
+@pytest.mark.usefixtures("small")
+def test_an_open_group_whose_jobs_retire_leaves_nothing() -> None:
+    world = World(retained_jobs_max=0)
+    for _ in range(3):
+        for job in world.enqueue(3):
+            world.run(job)
+        world.retire()
+        world.check()
+    assert not world.state.recent._open and not world.state.jobs._jobs and not world.state.options

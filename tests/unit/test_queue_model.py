@@ -15,17 +15,18 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from jobsvc import commands as c
 from jobsvc import (
+    columns,
     completion_feed,
     decisions,
-    finished_groups,
     job_views,
     queue_snapshot,
     queue_state,
     ready_lanes,
+    recently_finished,
     segments,
 )
+from jobsvc import commands as c
 from jobsvc.errors import Refusal
 from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Job, JobOptions, NewJob, Outcome, Result, State
 
@@ -36,7 +37,7 @@ RETENTION_SECONDS = 60.0
 RETAINED_MAX = 5
 KEY_SECONDS = 30.0
 WORKERS = ("w1", "w2", "w3")
-QUEUES = ("a", "b")
+QUEUES = ("a", "b", "c", "d", "e")
 Token = tuple[bytes, int]
 
 
@@ -51,10 +52,13 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         ("AT_ONCE_MIN", 2),
         ("GROUP_MIN", 2),
         ("GROUP_MAX", 3),
-        ("PALETTE_MAX", 2),
+        ("OPEN_MIN", 1),
     ):
-        monkeypatch.setattr(finished_groups, name, number)
+        monkeypatch.setattr(recently_finished, name, number)
     monkeypatch.setattr(segments, "OVERLAP_MAX", 0)
+    monkeypatch.setattr(columns, "PALETTE_MAX", 2)
+    for name in ("SORTED_LANES_MAX", "VOID_MIN"):
+        monkeypatch.setattr(ready_lanes, name, 1)
 
 
 @dataclasses.dataclass
@@ -506,8 +510,8 @@ class QueueMachine(RuleBasedStateMachine):
         mine = queue_snapshot.fingerprint(state)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segments, "FREEZE_MIN", 99)
-            patch.setattr(finished_groups, "LAG", 9_999)
-            patch.setattr(finished_groups, "AT_ONCE_MIN", 9_999)
+            for name in ("LAG", "AT_ONCE_MIN", "OPEN_MIN"):
+                patch.setattr(recently_finished, name, 9_999)
             copies = [replayed(self.world.log)]
         copies += [replayed(self.world.log), restored(state)]
         if self.snapshot is not None:
@@ -656,6 +660,35 @@ def test_it_finds_an_order_that_ignores_what_came_back(monkeypatch: pytest.Monke
         self._line(job.options.priority).fresh.append(job)
 
     monkeypatch.setattr(ready_lanes.Lane, "add_returned", to_the_end)
+    must_be_found()
+
+
+def test_it_finds_lanes_whose_place_is_not_set_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that comes back, or is more urgent than all, is before the place that its lane has."""
+    whole = ready_lanes.Lanes.fill
+
+    def deaf(self: ready_lanes.Lanes, lane: ready_lanes.Lane, place: ready_lanes.Place) -> None:
+        whole(self, lane, max(place, lane.place) if lane.place_number else place)
+
+    monkeypatch.setattr(ready_lanes.Lanes, "fill", deaf)
+    must_be_found()
+
+
+def test_it_finds_a_paused_queue_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready_lanes.Lanes, "pause", lambda self, queue: None)
+    must_be_found()
+
+
+def test_it_finds_lanes_that_are_borrowed_and_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(self: ready_lanes.LeaseOrder, count: int) -> list[Job]:
+        whole, self._heap = self._heap, list(self._heap)
+        try:
+            return merged(self, count)
+        finally:
+            self._heap = self._heap[:1] if len(whole) > 2 else whole
+
+    merged = ready_lanes.LeaseOrder._merged
+    monkeypatch.setattr(ready_lanes.LeaseOrder, "_merged", greedy)
     must_be_found()
 
 

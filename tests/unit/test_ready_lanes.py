@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import time
 
-from jobsvc.commands import Cancel
+import pytest
+
+from jobsvc import decisions, ready_lanes
+from jobsvc.commands import Cancel, PatchQueue
 from jobsvc.jobs import Job, JobOptions, Outcome, State
-from jobsvc.ready_lanes import Lane, next_jobs
+from jobsvc.queue_state import apply
+from jobsvc.ready_lanes import Lane, Lanes
 from jobsvc.segments import JobTable
 
 from .queue_world import World, job_id
@@ -86,11 +91,14 @@ def test_dead_entries_are_passed_over_wherever_they_are() -> None:
     world.check()
 
 
-def test_against_sorting() -> None:
+@pytest.mark.parametrize("sorted_max", [0, 16])
+def test_against_sorting(sorted_max: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ready_lanes, "SORTED_LANES_MAX", sorted_max)
     # given lanes with jobs of all kinds, some of them dead, some with two entries
     for seed in range(200):
         chance = random.Random(seed)
-        lanes = [Lane("a", "default", JobTable()), Lane("b", "default", JobTable())]
+        table = Lanes(JobTable(), ())
+        lanes = [table[queue, "default"] for queue in "abcdefg"[: chance.randrange(2, 8)]]
         jobs = []
         for seq in range(1, chance.randrange(2, 30)):
             lane = chance.choice(lanes)
@@ -109,9 +117,48 @@ def test_against_sorting() -> None:
         # then any number of heads is the beginning of the sorted list
         jobs.sort(key=lambda job: (-job.options.priority, job.seq))
         for count in (1, 2, 5, 50):
-            assert next_jobs(lanes, count) == jobs[:count], f"seed {seed}"
+            assert table.next_jobs("default", count) == jobs[:count], f"seed {seed}"
+            assert table.count_ready("default", count) == len(jobs[:count]), f"seed {seed}"
             mine = [job for job in jobs if job.options.queue == "a"]
             assert lanes[0].heads(count) == mine[:count], f"seed {seed}"
         oldest = lanes[0].oldest()
         expected = min((job.seq for job in jobs if job.options.queue == "a"), default=None)
         assert (oldest.seq if oldest else None) == expected
+
+
+def cost_of_a_lease(queues: int, count: int, **options: object) -> float:
+    """Seconds of this thread for one lease of so many jobs, when so many queues have jobs."""
+    world = World()
+    for number in range(queues):
+        world.enqueue(10_000 // queues, queue=f"q{number}", **options)  # type: ignore[arg-type]
+    spent = []
+    for _ in range(40):
+        began = time.thread_time()
+        assert decisions.has_ready(world.state, "default")
+        leased = decisions.lease(world.state, "w1", "default", count)
+        assert leased is not None and len(leased.ids) == count
+        apply(world.state, leased, world.state.log_time)
+        assert world.state.lanes.count_ready("default", 5) == 5
+        spent.append(time.thread_time() - began)
+    return sorted(spent)[len(spent) // 2]
+
+
+def test_a_lease_does_not_look_at_every_queue() -> None:
+    one, many = cost_of_a_lease(1, 1), cost_of_a_lease(10_000, 1)
+    assert many < 10 * one  # it was more than a thousand times
+    assert cost_of_a_lease(10_000, 100) < 50 * cost_of_a_lease(1, 100)
+
+
+def test_places_that_are_void_do_not_pile_up() -> None:
+    # given a queue that is never served, because others go first, and whose jobs come and are cancelled
+    world = World()
+    world.enqueue(queue="urgent", priority=9)
+    for _ in range(1_000):
+        [job] = world.enqueue(queue="other")
+        assert decisions.has_ready(world.state, "default")
+        world.do(PatchQueue("other", True))
+        world.do(PatchQueue("other", False))
+        world.do(Cancel([job]))
+    order = world.state.lanes._ready["default"]
+    assert len(order._heap) <= 2 * len(order.lanes) + ready_lanes.VOID_MIN
+    world.check()
