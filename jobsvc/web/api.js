@@ -3,6 +3,8 @@
 import { store, update } from "./store.js";
 
 const TOKEN = "jobsvc.token";
+const ANSWER_MS = 30_000; // a replica answers within 15 s, and be it that nobody leads
+const STREAM_SILENCE_MS = 30_000; // a stream sends something every 10 s, a failover lasts up to 15
 
 export class Problem extends Error {
   constructor(status, document) {
@@ -13,6 +15,31 @@ export class Problem extends Error {
     this.title = document.title || "";
     this.requestId = document.request_id || "";
   }
+}
+
+export class Silence extends Error {
+  constructor(milliseconds) {
+    super(`The service has said nothing for ${milliseconds / 1000} s.`);
+  }
+}
+
+// A connection that is half open says nothing and never ends: it is given up after so much silence.
+function watchSilence(outer, milliseconds) {
+  const controller = new AbortController();
+  const leave = () => controller.abort();
+  let timer = 0;
+  const heard = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => controller.abort(new Silence(milliseconds)), milliseconds);
+  };
+  const end = () => {
+    clearTimeout(timer);
+    outer?.removeEventListener("abort", leave);
+  };
+  if (outer?.aborted) leave();
+  outer?.addEventListener("abort", leave);
+  heard();
+  return { signal: controller.signal, heard, end };
 }
 
 export function setToken(token) {
@@ -41,9 +68,18 @@ export async function request(path, options = {}) {
   throw new Problem(response.status, document);
 }
 
-export async function getJson(path, signal) {
-  const response = await request(path, { signal });
-  return response.json();
+async function wholeJson(path, options) {
+  const watch = watchSilence(options.signal, ANSWER_MS);
+  try {
+    const response = await request(path, { ...options, signal: watch.signal });
+    return await response.json();
+  } finally {
+    watch.end();
+  }
+}
+
+export function getJson(path, signal) {
+  return wholeJson(path, { signal });
 }
 
 // `crypto.randomUUID` is not there on plain http to a name that is not localhost; this is.
@@ -64,10 +100,9 @@ export async function change(method, path, body, text) {
   const deadline = Date.now() + 60_000;
   for (let wait = 250; ; wait = Math.min(wait * 2, 4000)) {
     try {
-      const response = await request(path, options);
-      return await response.json();
+      return await wholeJson(path, options);
     } catch (error) {
-      const again = error instanceof Problem ? error.retryable : error instanceof TypeError;
+      const again = error instanceof Problem ? error.retryable : error instanceof TypeError || error instanceof Silence;
       if (!again || Date.now() + wait > deadline) throw error;
     }
     await pause(wait * (0.5 + Math.random()));
@@ -75,15 +110,18 @@ export async function change(method, path, body, text) {
 }
 
 // Server-sent events as [name, data], read by fetch: EventSource can neither send a token nor see a 401.
-export async function* events(path, signal) {
-  const response = await request(path, { headers: { Accept: "text/event-stream" }, signal });
-  const reader = response.body.getReader();
+export async function* events(path, signal, silence = STREAM_SILENCE_MS) {
+  const watch = watchSilence(signal, silence);
   const decoder = new TextDecoder();
+  let reader = null;
   let rest = "";
   try {
+    const response = await request(path, { headers: { Accept: "text/event-stream" }, signal: watch.signal });
+    reader = response.body.getReader();
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
+      watch.heard();
       rest += decoder.decode(value, { stream: true });
       const blocks = rest.split("\n\n");
       rest = blocks.pop();
@@ -97,6 +135,7 @@ export async function* events(path, signal) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {});
+    watch.end();
+    reader?.cancel().catch(() => {});
   }
 }

@@ -3,7 +3,7 @@
 import { Problem, events, getJson } from "./api.js";
 import { store, update } from "./store.js";
 
-const SILENCE_MS = 10_000;
+const SILENCE_MS = 10_000; // it tells something each second, whoever leads
 const POLL_MS = 5_000;
 const PAUSES_MS = [300, 1000, 2000, 4000, 8000, 15_000];
 
@@ -55,25 +55,13 @@ function take(summary, link) {
 async function follow() {
   const controller = new AbortController();
   stop = () => controller.abort();
-  let timer = 0;
-  let came = 0;
-  const watch = () => {
-    clearTimeout(timer);
-    timer = setTimeout(() => controller.abort(), SILENCE_MS);
-  };
-  watch();
   try {
-    for await (const [name, data] of events("v1/events", controller.signal)) {
-      watch();
-      if (name !== "summary") continue;
-      came += 1;
-      take(data, "live");
+    for await (const [name, data] of events("v1/events", controller.signal, SILENCE_MS)) {
+      if (name === "summary") take(data, "live");
     }
   } finally {
-    clearTimeout(timer);
     stop = null;
   }
-  return came;
 }
 
 async function pollOnce() {

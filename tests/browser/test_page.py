@@ -360,6 +360,34 @@ def test_without_a_network_the_page_says_how_old_it_is_and_comes_back(
         page.close()
 
 
+def test_connections_that_go_silent_are_given_up_and_opened_again(
+    look: Open, service: PageService, client: Client
+) -> None:
+    # given a job whose log is followed
+    service.may_end.clear()
+    job = client.enqueue("jobsvc.echo", "long")
+    with Wire(service.url) as wire:
+        page = look(wire.url)
+        page.clock.install()
+        page.goto(f"{wire.url}/#/jobs/{job.id}")
+        expect_text(page, ".log", "begun")
+        expect_text(page, ".state", "live")
+        # when every connection stays open and nothing comes through any more
+        wire.silence()
+        service.may_end.set()
+        job.wait(20)
+        # then the page gives up one after the other, and asks anew
+        for place, text in ((".log", "and ended"), ("h1", "succeeded"), (".state", "live")):
+            for _ in range(300):
+                if page.locator(place, has_text=text).count():
+                    break
+                page.clock.run_for(1_000)
+        expect_text(page, ".state", "live")
+        expect_text(page, ".log", "begun\nand ended")
+        expect_text(page, "h1", "succeeded")
+        page.close()
+
+
 @pytest.fixture
 def full() -> Iterator[PageService]:
     """A million jobs, and a garbage collector as managers have it."""

@@ -16,6 +16,7 @@ class Wire:
         self._port = urlsplit(url).port
         self._is_cut = False
         self._open: set[asyncio.StreamWriter] = set()
+        self._silent: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -41,6 +42,10 @@ class Wire:
     def mend(self) -> None:
         self._is_cut = False
 
+    def silence(self) -> None:
+        """What is open stays so, and nothing comes through it any more; what is opened from now on works."""
+        self._call(lambda: self._silent.update(self._open))
+
     def _call(self, act: Callable[[], None]) -> None:
         done = threading.Event()
         self._loop.call_soon_threadsafe(lambda: (act(), done.set()))
@@ -48,7 +53,7 @@ class Wire:
 
     def _cut(self) -> None:
         self._is_cut = True
-        for writer in list(self._open):
+        for writer in [*self._open, *self._silent]:
             writer.transport.abort()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -63,9 +68,11 @@ class Wire:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
+                if writer not in self._silent:
+                    writer.write(data)
+                    await writer.drain()
         except OSError:
             pass  # the wire was cut
         finally:
-            writer.close()
+            if writer not in self._silent:
+                writer.close()
