@@ -46,7 +46,7 @@ from .client_feed import FEED_PAGE, FeedItem, FeedPage, read_on, read_page
 from .client_http import Addresses, Connection, find_addresses
 from .client_jobs import Job, JobSet
 from .errors import InvalidRequest, JobsvcError
-from .signatures import result_type
+from .value_types import result_type
 from .values import encode_value
 
 DEADLINE_SECONDS = 60.0

@@ -16,8 +16,9 @@ from msgspec import Raw
 
 from .client_code import Code, goes_by_value, shown_name
 from .errors import InvalidRequest
-from .signatures import ValueType, encode_call, named_place, result_type
+from .signatures import encode_call, named_place
 from .tasks import TaskDefinition, definition_of
+from .value_types import ValueType, result_type
 from .values import at_place, encode_json, encode_value
 
 OPTIONS = {  # as callers say it -> as the API does

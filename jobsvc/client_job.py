@@ -20,7 +20,7 @@ from .client_feed import FeedItem
 from .client_http import LineStream
 from .client_logs import follow_logs
 from .errors import JobFailed
-from .signatures import ValueType
+from .value_types import ValueType
 
 if TYPE_CHECKING:
     from .client import Client

@@ -24,7 +24,7 @@ from .client_feed import Ends, FeedItem, News, item_of, look
 from .client_http import REQUESTS_IN_FLIGHT
 from .client_job import Job, failure
 from .errors import JobsvcError, Refused
-from .signatures import ValueType
+from .value_types import ValueType
 
 if TYPE_CHECKING:
     from .client import Client

@@ -15,8 +15,8 @@ import msgspec
 
 from .code_calls import CodeNotLoaded, load_call
 from .errors import InvalidRequest
-from .signatures import ValueType, result_type
 from .tasks import TaskDefinition
+from .value_types import ValueType, result_type
 from .values import encode_value
 
 _BYTES = (bytes, bytearray, memoryview)

@@ -52,6 +52,7 @@ _JOB_NICENESS = 5  # managers and replicas on this machine go first
 _LOOK_SECONDS = 0.02  # of jobs, or without any, between two looks at everything; each takes 0.1 to 0.4 ms
 _IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
 _INTERRUPTIONS_MAX = 100
+_QUICK_SECONDS = 0.00002  # in less no process is started, and no file opened and closed
 _TITLE_IDLE = "jobsvc job (idle)"
 
 
@@ -77,6 +78,7 @@ class JobProcess:
         self._streams = JobStreams()
         self._state = ProcessState()
         self._wall, self._clock = time.time, time.perf_counter  # a job may replace those of the module
+        self._monotonic, self._getpid, self._write_fd = time.monotonic, os.getpid, os.write
         self._reads = 0
         self._in_job = False
         self._unseen_seconds = 0.0  # of jobs, since everything was looked at
@@ -138,7 +140,7 @@ class JobProcess:
 
     def _write(self, end: EndFrame) -> None:
         data = frame(end)
-        while (written := os.write(self._results_fd, data)) < len(data):
+        while (written := self._write_fd(self._results_fd, data)) < len(data):
             data = data[written:]
 
     def _on_term(self, number: int, at: FrameType | None) -> None:
@@ -160,7 +162,7 @@ class JobProcess:
 
     def _run_job(self, job: JobFrame) -> None:
         board = self._board
-        board.begin(job.number, time.monotonic())
+        board.begin(job.number, self._monotonic())
         self._state.put_umask()  # a system call that locks: see job_frames about the board
         if job.number < board.recall_below:
             board.clear()
@@ -174,7 +176,7 @@ class JobProcess:
         except Exception as late:  # an alarm that it had set, after it had returned
             content, data, error, final = "json", b"", self._error_info(late), False
         seconds = self._clock() - started
-        if os.getpid() != self._pid:
+        if self._getpid() != self._pid:
             self._leave_fork()
         left = self._clear_up(seconds)
         marked = self._end_output(job.number)
@@ -195,11 +197,12 @@ class JobProcess:
 
     def _clear_up(self, seconds: float) -> list[str]:
         """Make everything as it was. Names what only another process has as it was."""
-        interrupted: list[str] = []
+        try:
+            return self._clear_up_once(seconds)
+        except Exception as error:  # the same as below
+            interrupted = [f"{type(error).__name__} after the job"]
         while True:
             try:
-                if not interrupted:
-                    return self._clear_up_once(seconds)
                 interrupted += self._state.put_all()
                 return interrupted + self._clear_up_once(seconds)
             except Exception as error:  # of a handler that the job has set, for a signal or an alarm
@@ -211,18 +214,22 @@ class JobProcess:
         left = []
         if self._loop.put_back():
             left.append("a coroutine that cannot be cancelled")
-        if self._children.any() and self._children.end():
+        did_much = seconds > _QUICK_SECONDS or bool(self._state.called)
+        if did_much and self._children.any() and self._children.end():
             left.append("processes that the job had left")  # its modules may know a pool that has none now
         if put := self._state.put_back():
             left += put
-        if self._streams.put_back(seconds):
+        if self._streams.put_back(seconds, did_much):
             left.append("stdin, stdout or stderr closed")
         return left
 
     def _look(self, was_first: bool = False) -> None:
         """What is too dear for each job: all that C code may have changed, and what has grown."""
         self._loop.put_back(all_of_it=True)
-        if left := self._state.put_all():
+        left = self._state.put_all()
+        if self._children.any() and self._children.end():
+            left.append("processes that a job had left")
+        if left:
             self._leave(left)
         if grown := self._growth.look(was_first):
             self._leave(grown, in_order=True)

@@ -28,7 +28,7 @@ class JobStreams:
     def __init__(self) -> None:
         self._input_fd, self._output_fd = os.dup(STDIN), os.dup(STDOUT)  # ours, whatever becomes of 0 and 1
         self._waiting = bytearray(4)
-        self._set_blocking = os.set_blocking  # not as `tripwires` leaves it
+        self._set_blocking, self._dup2 = os.set_blocking, os.dup2  # not as `tripwires` or a job leaves them
         self._flush_c = ctypes.CDLL(None).fflush
         self._take()
 
@@ -39,19 +39,26 @@ class JobStreams:
         sys.stderr = sys.__stderr__ = self._stderr = _open_text(STDERR)  # type: ignore[misc]
         self._as_taken = _looks(self._stdout)
 
-    def put_back(self, seconds: float) -> bool:
+    def put_back(self, seconds: float, with_input: bool = True) -> bool:
         """After a job of so many seconds. True if one of them had to be made anew."""
         if seconds > _LONG_SECONDS:  # what it starts may do this, too: the descriptors are the same for all
             self._set_blocking(self._output_fd, True)
-        os.dup2(self._input_fd, STDIN)
-        os.dup2(self._output_fd, STDOUT)
-        os.dup2(self._output_fd, STDERR)
+        if with_input:
+            self._dup2(self._input_fd, STDIN)
+        self._dup2(self._output_fd, STDOUT)
+        self._dup2(self._output_fd, STDERR)
         anew = False
-        if sys.stdout is not self._stdout or sys.stderr is not self._stderr or sys.stdin is not self._stdin:
-            self._put_objects()
+        try:
+            if not (sys.stdout is self._stdout and sys.stderr is self._stderr and sys.stdin is self._stdin):
+                self._put_objects()
+        except AttributeError:
+            self._put_objects()  # one was deleted
         try:
             if not _looks(self._stdout) == _looks(self._stderr) == self._as_taken or self._stdin.closed:
                 self._reconfigure()
+            if self._stdout.__dict__ or self._stderr.__dict__:
+                self._stdout.__dict__.clear()  # as a `write` that is set on the object
+                self._stderr.__dict__.clear()
             self._stdout.flush()
             self._stderr.flush()
         except ValueError:
@@ -68,7 +75,8 @@ class JobStreams:
             raise ValueError("stdin was closed")
 
     def _put_objects(self) -> None:
-        for theirs, ours in ((sys.stdout, self._stdout), (sys.stderr, self._stderr)):
+        for name, ours in (("stdout", self._stdout), ("stderr", self._stderr)):
+            theirs = getattr(sys, name, None)
             if theirs is not ours and theirs is not None:
                 _flush(theirs)
         sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr

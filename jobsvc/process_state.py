@@ -20,7 +20,7 @@ import tempfile
 from typing import Any
 
 from . import tripwires
-from .process_traits import Trait, rights, system_traits
+from .process_traits import Trait, renew_handlers, rights, system_traits
 from .python_traits import hook_traits, hooks, switch_traits
 
 
@@ -28,13 +28,13 @@ class ProcessState:
     """Made before the tasks are loaded; `settle` when they are."""
 
     def __init__(self) -> None:
-        self._called: set[str] = set()
+        self.called: set[str] = set()  # what functions of Python's may have changed: see `tripwires`
         self._traits: dict[str, Trait] = {}
         self._fresh: dict[str, Any] = {}
-        self._hooks: tuple[Any, ...] = ()
+        self._hooks: tuple[Any, ...] | None = None
         self._seeds: tuple[Any, ...] | None = None
         self._decimal: decimal.Context | None = None
-        tripwires.lay(self._called)
+        tripwires.lay(self.called)
 
     def settle(self) -> None:
         """As it is now, every job shall find it."""
@@ -42,54 +42,59 @@ class ProcessState:
             tempfile.gettempdir()  # or the first one to ask would change it
         except FileNotFoundError:
             pass  # there is none; whoever wants one is told so
-        self._umask = os.umask(0o022)
+        self._umask, self._set_umask = os.umask(0o022), os.umask  # a job may replace that of the module
         os.umask(self._umask)
+        self._read_hooks = hooks()
         traits = [*system_traits(), *hook_traits(), *switch_traits(), rights()]
         self._traits = {each.name: each for each in traits}
         self._fresh = {name: _copy(each.read()) for name, each in self._traits.items()}
-        self._hooks = _copy(hooks())
+        self._hooks = _copy(self._read_hooks())
         self._hook_names = [each.name for each in hook_traits()]
-        self._seeds = random.getstate() if tripwires.SEEDS in self._called else None
+        self._seeds = random.getstate() if tripwires.SEEDS in self.called else None
         self.context = contextvars.copy_context()
         if any(each.name == "decimal_context" for each in self.context):
             self._decimal = decimal.getcontext().copy()
-        self._called.clear()
+        self.called.clear()
 
     def put_umask(self) -> None:
-        """Before each job, too: threads of an earlier one may have set it. See `job_frames` on the board."""
-        os.umask(self._umask)
+        """Before each job: threads of an earlier one may have set it. See `job_frames` on the board."""
+        self._set_umask(self._umask)
 
     def put_back(self) -> list[str]:
         """After each job. Names what cannot be put back."""
-        os.umask(self._umask)
         if self._decimal is not None:
             self.context.run(decimal.setcontext, self._decimal.copy())
-        if self._called:
+        if self.called:
             return self._put_called()
-        if hooks() != self._hooks:
-            return self._put(self._hook_names)
+        if self._read_hooks() != self._hooks:
+            left = self._put(self._hook_names)
+            self._hooks = _copy(self._read_hooks())  # with what may stay
+            return left
         return []
 
     def put_all(self) -> list[str]:
         """Read everything, and put back what differs. Names what cannot be put back."""
-        os.umask(self._umask)
-        self._put_called()
-        left = self._put(list(self._traits))
-        self._called.clear()  # by ourselves
+        left = self._put_called()
+        left += self._put(list(self._traits))
+        self.called.clear()  # by ourselves
         return left
 
     def _put_called(self) -> list[str]:
-        called = set(self._called)
+        called = set(self.called)
         if tripwires.SEEDS in called:
             self._put_seeds()
         if tripwires.FAULTS in called:
             faulthandler.cancel_dump_traceback_later()
+        if tripwires.INTERRUPTIONS in called:
+            renew_handlers()
         names = list(self._hook_names)
-        if called - {tripwires.SEEDS}:
+        if called - tripwires.NO_TRAITS:
             every = tripwires.EVERYTHING in called
             names += [name for name in self._traits if every or name in called]
         left = self._put(names)
-        self._called.clear()  # by ourselves, too
+        if tripwires.FOR_GOOD in called:
+            left.append(tripwires.FOR_GOOD)
+        self.called.clear()  # by ourselves, too
         return left
 
     def _put(self, names: list[str]) -> list[str]:

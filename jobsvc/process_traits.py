@@ -43,6 +43,7 @@ def system_traits() -> list[Trait]:
         Trait("time zone", lambda: (time.tzname, time.timezone, time.altzone), lambda _: time.tzset()),
         Trait("signal mask", _read_mask, _put_mask),
         Trait("signal handlers", lambda: tuple(map(_signal.getsignal, _SIGNALS)), _put_handlers),
+        Trait("wake-up descriptor", _read_wakeup, _signal.set_wakeup_fd),
         Trait("blocking", lambda: (os.get_blocking(1), os.get_blocking(2)), _put_blocking),
         Trait("users", lambda: (os.getresuid(), os.getresgid(), os.getgroups()), _put_users),
         Trait("session", lambda: (os.getsid(0), os.getpgrp())),
@@ -124,8 +125,21 @@ def _put_mask(fresh: set[int]) -> None:
     _signal.pthread_sigmask(signal.SIG_SETMASK, fresh)
 
 
+def _read_wakeup() -> int:
+    fd: int = _signal.set_wakeup_fd(-1)
+    if fd != -1:
+        _signal.set_wakeup_fd(fd)
+    return fd
+
+
+def renew_handlers() -> None:
+    """After `siginterrupt`: calls into the system shall end for signals again."""
+    for number in _SIGNALS:
+        if callable(handler := _signal.getsignal(number)):
+            _signal.signal(number, handler)
+
+
 def _put_handlers(fresh: tuple[Any, ...]) -> None:
-    _signal.set_wakeup_fd(-1)
     for number, handler in zip(_SIGNALS, fresh, strict=True):
         if handler is not None and _signal.getsignal(number) != handler:
             _signal.signal(number, handler)

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import types
-import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -27,23 +25,20 @@ import msgspec
 from msgspec import Raw
 
 from .errors import InvalidRequest
-from .values import at_place, check_arrival, encode_json, encode_value, key_place
+from .value_types import (
+    READ_ERRORS,
+    ValueType,
+    declared_result,
+    decode_any,
+    names_around,
+    resolved,
+    value_type,
+)
+from .values import at_place, encode_value, key_place
 
-_PLAIN: dict[Any, frozenset[type]] = {  # annotation -> types of values that pass as they are
-    str: frozenset({str}),
-    int: frozenset({int, bool}),
-    float: frozenset({float}),
-    bool: frozenset({bool}),
-    None: frozenset({type(None)}),
-    type(None): frozenset({type(None)}),
-    list: frozenset({list}),
-    dict: frozenset({dict}),
-}
 _NO_NAMED = b'"kwargs":{}}'  # the end of a call without named arguments, as the way in writes it
 Values = TypeVar("Values")
-_NO_ARGUMENTS: dict[str, Any] = {}
 _Kind = inspect.Parameter
-_READ_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, ArithmeticError)
 
 
 class _Arguments(msgspec.Struct):
@@ -65,143 +60,6 @@ _decode_arguments = msgspec.json.Decoder(_Arguments).decode
 _decode_raw_arguments = msgspec.json.Decoder(_RawArguments).decode
 _decode_named = msgspec.json.Decoder(dict[str, Any]).decode
 _decode_raw_named = msgspec.json.Decoder(dict[str, Raw]).decode
-
-
-class ValueType:
-    """One annotation, as values are read by it. Errors name the place inside the value."""
-
-    __slots__ = ("_decode", "annotation", "is_float", "passes")
-
-    def __init__(self, annotation: Any) -> None:
-        """Raises TypeError for what msgspec does not know."""
-        self.passes = _passes(annotation)
-        self.annotation = annotation
-        self.is_float = float in self.passes and int not in self.passes
-        self._decode = msgspec.json.Decoder(annotation).decode
-
-    def decode(self, data: bytes | Raw) -> Any:
-        """The value of some JSON. Raises InvalidRequest."""
-        try:
-            value = self._decode(data)
-        except _READ_ERRORS as error:
-            value = _decode_any(data)
-            if type(value) in self.passes:
-                return value
-            raise _invalid(error) from error
-        if self.is_float and type(value) is float:
-            self._check_whole_number(data, value)
-        return value
-
-    def take(self, value: Any) -> Any:
-        """The same of a value that was read already: from JSON, or the bytes that are all of a body."""
-        if type(value) in self.passes:
-            return value
-        if not isinstance(value, bytes):
-            return self.decode(encode_json(value))
-        try:
-            return msgspec.convert(value, self.annotation)
-        except msgspec.ValidationError as error:
-            raise _invalid(error) from error
-
-    def encode(self, value: Any) -> bytes:
-        """The JSON of a value that arrives as it was given. Raises InvalidRequest."""
-        if type(value) in self.passes:
-            return encode_value(value)
-        try:
-            data = encode_json(value)
-        except _READ_ERRORS:
-            data = encode_value(value)  # says where
-        try:
-            arrived = self.decode(data)
-        except InvalidRequest as error:
-            raise _better_reason(value, error) from error
-        try:
-            check_arrival(value, arrived)
-        except RecursionError as error:
-            raise InvalidRequest("is nested too deeply") from error
-        return data
-
-    def encode_result(self, value: Any) -> bytes:
-        """The same of what a task returned. An annotation that does not name what it returns says nothing."""
-        if self.passes:
-            return encode_value(value)
-        try:
-            data = encode_json(value)
-            arrived = self.decode(data)
-        except (*_READ_ERRORS, InvalidRequest):
-            return encode_value(value)
-        check_arrival(value, arrived)
-        return data
-
-    def of_result(self, value: Any) -> Any:
-        """A result as the annotation names it, if it does; otherwise as it came."""
-        try:
-            return self.take(value)
-        except InvalidRequest:
-            return value
-
-    def read_result(self, data: bytes) -> Any:
-        """The same of its JSON."""
-        try:
-            return self.decode(data)
-        except InvalidRequest:
-            return _decode(data)
-
-    def _check_whole_number(self, data: bytes | Raw, value: float) -> None:
-        """JSON's 9007199254740993 is no float: it would silently become its neighbour."""
-        if abs(value) >= 2.0**53:
-            exact = _decode(data)
-            if type(exact) is int and exact != value:
-                raise InvalidRequest(f"{exact} has no equal among floats")
-
-
-def _passes(annotation: Any) -> frozenset[type]:
-    """The types of values that need no look beyond their type; none for what has to be converted."""
-    try:
-        if annotation in _PLAIN:
-            return _PLAIN[annotation]
-    except TypeError:
-        return frozenset()  # an annotation without a hash
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        parts = [_passes(each) for each in typing.get_args(annotation)]
-        return frozenset().union(*parts) if all(parts) else frozenset()
-    return frozenset()
-
-
-def value_type(annotation: Any) -> ValueType | None:
-    """How values of this annotation are read; None where it says nothing, or nothing that can be held."""
-    if annotation is inspect.Parameter.empty or annotation in (Any, object):
-        return None
-    try:
-        return None if _has_strangers(msgspec.inspect.type_info(annotation), set()) else ValueType(annotation)
-    except Exception:  # whatever an annotation may be, it must not break the task
-        return None
-
-
-def result_type(function: Callable[..., Any]) -> ValueType | None:
-    """How results of a function are read, if its annotation says something of it."""
-    annotations = getattr(function, "__annotations__", _NO_ARGUMENTS)
-    return _result_type(annotations.get("return", _Kind.empty), _names_around(function))
-
-
-def _result_type(annotation: Any, names: dict[str, Any]) -> ValueType | None:
-    """None as well for what JSON has: there is nothing to be made of it."""
-    kind = None if annotation is _Kind.empty else value_type(_resolved(annotation, ..., names))
-    return None if kind is None or (kind.passes and float not in kind.passes) else kind
-
-
-def _has_strangers(found: Any, seen: set[int]) -> bool:
-    """Whether there is a type in it that msgspec can only look at."""
-    if id(found) in seen:
-        return False
-    seen.add(id(found))
-    if isinstance(found, msgspec.inspect.CustomType | msgspec.inspect.RawType):
-        return True
-    if isinstance(found, tuple | list):
-        return any(_has_strangers(each, seen) for each in found)
-    if isinstance(found, msgspec.inspect.Type | msgspec.inspect.Field):
-        return any(_has_strangers(getattr(found, name), seen) for name in found.__struct_fields__)
-    return False
 
 
 class TaskSignature:
@@ -243,10 +101,10 @@ class TaskSignature:
             return
         self.loose, self._takes_rest, self._takes_other = hidden, False, False
         self._text = f"{getattr(function, '__name__', 'the task')}{_without_types(signature)}"
-        names = _names_around(function)
+        names = names_around(function)
         for parameter in signature.parameters.values():
-            self._add(parameter, value_type(_resolved(parameter.annotation, parameter.default, names)))
-        self.returns = _result_type(signature.return_annotation, names)
+            self._add(parameter, value_type(resolved(parameter.annotation, parameter.default, names)))
+        self.returns = declared_result(signature.return_annotation, names)
 
     def _add(self, parameter: inspect.Parameter, kind: ValueType | None) -> None:
         name = parameter.name
@@ -324,7 +182,7 @@ class TaskSignature:
         if self._decode_placed is not None and content == "json" and payload.endswith(_NO_NAMED):
             try:
                 return list(self._decode_placed(payload).args), {}
-            except _READ_ERRORS:
+            except READ_ERRORS:
                 pass  # what is wrong, and where, is found below
         try:
             args, kwargs = self._read(content, payload)
@@ -387,15 +245,6 @@ def named_place(name: str) -> str:
     return f"kwargs.{name}" if name.isidentifier() else f"kwargs{key_place(name)}"
 
 
-def _better_reason(value: Any, error: InvalidRequest) -> InvalidRequest:
-    """`nan` is told as such, and not as the null that msgspec made of it; unless that is less exact."""
-    try:
-        encode_value(value)
-    except InvalidRequest as other:
-        return other if len(other.field or "") >= len(error.field or "") else error
-    return error
-
-
 def encode_argument(value: Any, kind: ValueType | None, place: str) -> bytes:
     """The JSON of an argument that arrives as it was given. Raises InvalidRequest with the place."""
     try:
@@ -416,7 +265,7 @@ def encode_call(
 
 def _converted(kind: ValueType | None, value: Any) -> Any:
     if type(value) is Raw:
-        return _decode_any(value) if kind is None else kind.decode(value)
+        return decode_any(value) if kind is None else kind.decode(value)
     return value if kind is None else kind.take(value)
 
 
@@ -427,7 +276,7 @@ def _read_plain(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]
             return arguments.args, arguments.kwargs
         line, body = _raw_parts(content, payload)
         return [body], _decode_named(line)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable(error) from error
 
 
@@ -438,7 +287,7 @@ def _read_raw(content: str, payload: bytes) -> tuple[list[Any], dict[str, Any]]:
             return arguments.args, arguments.kwargs
         line, body = _raw_parts(content, payload)
         return [body], _decode_raw_named(line)
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable(error) from error
 
 
@@ -454,47 +303,7 @@ def _unreadable(error: Exception) -> InvalidRequest:
     return InvalidRequest(f"cannot be read: {error}", "args")
 
 
-def _decode_any(data: bytes | Raw) -> Any:
-    try:
-        return _decode(data)
-    except _READ_ERRORS as error:
-        raise InvalidRequest(f"cannot be read: {error}") from error
-
-
-def _invalid(error: Exception) -> InvalidRequest:
-    """`Expected … - at `$.x`` as an error of the place `.x`."""
-    message, at, path = str(error).rpartition(" - at ")
-    if not at:
-        return InvalidRequest(str(error))
-    is_key = path.startswith("`key` in ")
-    inside = path.removeprefix("`key` in ").strip("`").removeprefix("$")
-    return InvalidRequest(message + (", as a key" if is_key else ""), inside or None)
-
-
 def _without_types(signature: inspect.Signature) -> str:
     """`(image, width=100)`: what is to be given, without its types."""
     bare = [each.replace(annotation=_Kind.empty) for each in signature.parameters.values()]
     return str(inspect.Signature(bare))
-
-
-def _names_around(function: Callable[..., Any]) -> dict[str, Any]:
-    """The names that a function's annotations may use."""
-    inner: Any = inspect.unwrap(function)
-    while hasattr(inner, "func"):  # functools.partial
-        inner = inner.func
-    inner = getattr(inner, "__func__", inner)
-    if not hasattr(inner, "__globals__"):
-        inner = getattr(type(inner), "__call__", inner)  # noqa: B004  an object that can be called
-    return getattr(inner, "__globals__", _NO_ARGUMENTS)
-
-
-def _resolved(annotation: Any, default: Any, names: dict[str, Any]) -> Any:
-    """An annotation without names in quotes; `= None` allows None. Empty if a name cannot be found."""
-    if annotation is _Kind.empty:
-        return annotation
-    holder = types.SimpleNamespace(__annotations__={"it": annotation})
-    try:
-        found = typing.get_type_hints(holder, names, names, include_extras=True)["it"]
-        return typing.Optional[found] if default is None else found  # noqa: UP045  of any kind of type
-    except Exception:  # names for type checkers alone, syntax of a later Python: as if nothing were said
-        return _Kind.empty

@@ -7,6 +7,7 @@ A function that was taken before `lay` did its work is not heard, nor is one tha
 
 from __future__ import annotations
 
+import _posixsubprocess
 import faulthandler
 import functools
 import gc
@@ -17,6 +18,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -26,33 +28,53 @@ from typing import Any
 
 SEEDS = "random seed"
 FAULTS = "fault handler"
+CHILDREN = "children"
+INPUT = "standard input"
+INTERRUPTIONS = "what signals interrupt"
+FOR_GOOD = "what no call puts back"
 EVERYTHING = "everything"  # some of it has no trait of its own
+NO_TRAITS = frozenset({SEEDS, CHILDREN, INPUT})
 
 _USERS = "setuid seteuid setreuid setresuid setgid setegid setregid setresgid setgroups initgroups"
 _WIRES: list[tuple[Any, str, str]] = [
     (os, "chdir fchdir", "current folder"),
+    (os, "fork forkpty posix_spawn posix_spawnp system", CHILDREN),
+    (_posixsubprocess, "fork_exec", CHILDREN),
+    (subprocess, "_fork_exec", CHILDREN),
+    (os, "close closerange dup2", INPUT),
     (os, "putenv unsetenv", "environment"),
     (os, "nice setpriority", "priority"),
     (os, "sched_setaffinity", "processors"),
     (os, "sched_setscheduler sched_setparam", "scheduler"),
     (os, _USERS, "users"),
     (os, "setsid setpgid setpgrp", "session"),
-    (os, "chroot unshare setns", EVERYTHING),
+    (os, "chroot", EVERYTHING),
+    (os, "unshare setns", FOR_GOOD),
+    (sys, "addaudithook", FOR_GOOD),
     (time, "tzset", "time zone"),
-    (signal, "signal siginterrupt set_wakeup_fd", "signal handlers"),
+    (signal, "signal", "signal handlers"),
+    (signal, "siginterrupt", INTERRUPTIONS),
+    (signal, "set_wakeup_fd", "wake-up descriptor"),
     (signal, "alarm setitimer", "timers"),
     (signal, "pthread_sigmask", "signal mask"),
     (resource, "setrlimit prlimit", "limits"),
     (locale, "setlocale", "locale"),
-    (logging.Logger, "setLevel addHandler removeHandler addFilter removeFilter", "loggers"),
+    (logging.Logger, "setLevel addHandler removeHandler addFilter removeFilter __setattr__", "loggers"),
+    (logging.Handler, "addFilter removeFilter __setattr__", "loggers"),
+    (logging, "captureWarnings", "logging._warnings_showwarning"),
+    (logging, "addLevelName", "names of levels"),
     (logging, "setLoggerClass", "logging.setLoggerClass"),
     (logging, "setLogRecordFactory", "logging.setLogRecordFactory"),
     (gc, "enable disable", "garbage collection"),
+    (gc, "freeze unfreeze", "frozen objects"),
     (gc, "set_threshold", "gc.set_threshold"),
     (gc, "set_debug", "gc.set_debug"),
     (sys, "setrecursionlimit", "recursion limit"),
     (sys, "setswitchinterval", "switch interval"),
     (sys, "set_int_max_str_digits", "length of numbers"),
+    (sys, "setdlopenflags", "sys.setdlopenflags"),
+    (sys, "set_asyncgen_hooks", "generator hooks"),
+    (sys, "set_coroutine_origin_tracking_depth", "origin tracking"),
     (threading, "stack_size", "thread stack"),
     (threading, "settrace settrace_all_threads", "threading.settrace"),
     (threading, "setprofile setprofile_all_threads", "threading.setprofile"),

@@ -45,7 +45,7 @@ def encode_value(value: Any, place: str = "") -> bytes:
         arrived = _decode(data)
     except _ENCODE_ERRORS as error:
         raise _refusal(value, place, error) from error
-    if not _are_equal(arrived, value):
+    if not are_equal(arrived, value):
         try:
             if len(data) <= SMALL_BYTES or not _is_plain(value):
                 _walk(value, place)
@@ -77,7 +77,7 @@ def _is_plain(value: Any) -> bool:
     return True
 
 
-def _are_equal(arrived: Any, value: Any) -> bool:
+def are_equal(arrived: Any, value: Any) -> bool:
     try:
         return bool(arrived == value)
     except Exception:  # somebody's __eq__: the walk looks without it
@@ -138,7 +138,7 @@ def _check_alone(value: Any, place: str) -> None:
     if isinstance(value, float) and value - value != 0.0:
         raise _refused(f"JSON has no word for {value!r}", place)
     try:
-        same = _are_equal(_decode(encode_json(value)), value)
+        same = are_equal(_decode(encode_json(value)), value)
     except _ENCODE_ERRORS as error:
         raise _refused(f"JSON has no word for {_named(value)}: {error}", place) from error
     if not same:
@@ -183,7 +183,7 @@ def check_arrival(given: Any, arrived: Any, place: str = "") -> None:
     A text may become what it is the text of (a date, a member of an enum), a dict an object of a class, a
     list a set: whoever annotates wants that. Everything else has to be equal.
     """
-    if not (_is_plain(given) and _are_equal(arrived, given)):
+    if not (_is_plain(given) and are_equal(arrived, given)):
         _compare(given, arrived, place)
 
 

@@ -33,7 +33,7 @@ LAYERS = {
           unpulled_jobs ready_lanes interned_options pack_references failure_groups completion_feed
           queue_counts remembered_keys
           queue_state selections decisions queue_snapshot job_views state_history scaling start_brake values
-          signatures""",
+          value_types signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",
     3: """bulkheads pushed_records tallies worker_registry throughput insistence history_lines log_clock

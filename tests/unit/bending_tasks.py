@@ -33,7 +33,8 @@ _LIBC = ctypes.CDLL(None)
 _setting = contextvars.ContextVar("setting", default="fresh")
 _kept: list[Any] = []
 BENDS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}  # what: how it is bent, how it is seen
-logging.getLogger("of.the.module")
+_module_logger = logging.getLogger("of.the.module")
+_module_logger.addHandler(logging.NullHandler())
 
 
 def bend(see: Callable[[], Any]) -> Callable[[Callable[[], Any]], Callable[[], Any]]:
@@ -169,6 +170,35 @@ def handlers_in_c() -> None:
     _LIBC.signal(signal.SIGUSR2, 1)
 
 
+@bend(lambda: signal.set_wakeup_fd(-1))
+def wakeup_descriptor() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    _kept.append(reading)
+    signal.set_wakeup_fd(writing)
+
+
+class _Action(ctypes.Structure):
+    _fields_ = (
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    )
+
+
+def see_restart() -> bool:
+    """Whether a system call goes on after a SIGTERM, and the task's `finally` has to wait for it."""
+    action = _Action()
+    _LIBC.sigaction(signal.SIGTERM, None, ctypes.byref(action))
+    return bool(action.flags & 0x1000_0000)
+
+
+@bend(see_restart)
+def interruptions() -> None:
+    signal.siginterrupt(signal.SIGTERM, False)
+
+
 @bend(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def mask() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
@@ -246,6 +276,42 @@ def path_replaced() -> None:
     sys.path = []
 
 
+class _Finder:
+    @staticmethod
+    def find_spec(*_: Any) -> None: ...
+
+
+@bend(lambda: [len(sys.meta_path), len(sys.path_hooks)])
+def importers() -> None:
+    sys.meta_path.insert(0, _Finder)  # type: ignore[arg-type]
+    sys.path_hooks = []
+
+
+@bend(lambda: getattr(sys, "tracebacklimit", None))
+def length_of_tracebacks() -> None:
+    sys.tracebacklimit = 0
+
+
+@bend(lambda: [sys.displayhook, sys.argv, builtins.input])
+def deleted() -> None:
+    del sys.displayhook, sys.argv, builtins.input
+
+
+def see_audits() -> bool:
+    _audits.clear()
+    os.listdir("/")
+    return bool(_audits)
+
+
+_audits: list[str] = []
+
+
+@bend(see_audits)
+def audit_hook() -> None:
+    """For good."""
+    sys.addaudithook(lambda event, _: _audits.append(event) if event == "os.listdir" else None)
+
+
 @bend(lambda: [sys.excepthook, sys.unraisablehook, threading.excepthook, sys.displayhook, sys.breakpointhook])
 def hooks() -> None:
     sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
@@ -266,9 +332,10 @@ def numbers() -> None:
     sys.set_int_max_str_digits(0)
 
 
-@bend(lambda: (gc.isenabled(), gc.get_threshold(), gc.callbacks))
+@bend(lambda: (gc.isenabled(), gc.get_threshold(), gc.callbacks, gc.get_freeze_count()))
 def collection() -> None:
     gc.disable()
+    gc.freeze()
     gc.set_threshold(1, 1, 1)
 
 
@@ -276,6 +343,39 @@ def collection() -> None:
 def warning_filters() -> None:
     warnings.simplefilter("error")
     warnings.showwarning = print  # type: ignore[assignment]
+
+
+@bend(lambda: [logging.getLevelName(20), logging._warnings_showwarning])  # type: ignore[attr-defined]
+def logging_of_warnings() -> None:
+    logging.captureWarnings(True)
+    logging.addLevelName(20, "BENT")
+
+
+def see_module_logger() -> list[Any]:
+    handler = _module_logger.handlers[0]
+    return [_module_logger.propagate, _module_logger.disabled, *see_handler(handler)]
+
+
+def see_handler(handler: logging.Handler) -> list[Any]:
+    return [handler.level, handler.formatter, handler.filters]
+
+
+@bend(see_module_logger)
+def logger_alone() -> None:
+    _module_logger.propagate = False
+
+
+@bend(see_module_logger)
+def logger_disabled() -> None:
+    _module_logger.disabled = True
+
+
+@bend(see_module_logger)
+def handler_of_the_module() -> None:
+    handler = _module_logger.handlers[0]
+    handler.setLevel(logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda _: False)
 
 
 def see_logging() -> list[Any]:
@@ -347,6 +447,12 @@ def builtin_functions() -> None:
     builtins.print = builtins.open = lambda *_, **__: None  # type: ignore[assignment]
 
 
+@bend(lambda: [sys.get_coroutine_origin_tracking_depth(), sys.getdlopenflags()])
+def tracking_and_loading() -> None:
+    sys.set_coroutine_origin_tracking_depth(5)
+    sys.setdlopenflags(257)
+
+
 @bend(lambda: (time.time() > 1e9, os.getcwd()))
 def standard_library() -> None:
     time.time = lambda: 0.0
@@ -392,6 +498,16 @@ def standard_input() -> None:
 @bend(lambda: sys.stdin.read())
 def standard_input_closed() -> None:
     sys.stdin.close()
+
+
+@bend(lambda: [vars(sys.stdout), vars(sys.stderr)])
+def writing_of_the_object() -> None:
+    sys.stdout.write = sys.stderr.flush = lambda *_: 0  # type: ignore[method-assign, assignment, union-attr]
+
+
+@bend(lambda: sys.stdout.encoding)
+def output_deleted() -> None:
+    del sys.stdout
 
 
 @bend(lambda: (sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering))

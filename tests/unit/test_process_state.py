@@ -19,7 +19,7 @@ BENDING = "tests.unit.bending_tasks"
 IN_C = {"folder_in_c", "environment_in_c", "handlers_in_c", "dumpable", "new_privileges"}
 IN_C |= {"out_of_memory_score", "default_decimals", "standard_library"}
 # what another process has
-FOR_GOOD = {"handlers_in_c", "new_privileges", "standard_library", "standard_input_closed"}
+FOR_GOOD = {"handlers_in_c", "new_privileges", "standard_library", "standard_input_closed", "audit_hook"}
 BY_RIGHTS = {"limit_for_good", "priority", "users", "out_of_memory_score"}  # who has them can put it back
 
 

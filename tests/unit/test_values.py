@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from jobsvc.errors import InvalidRequest
 from jobsvc.job_calls import NoSecondRun, call_of_task, write_result
-from jobsvc.signatures import value_type
 from jobsvc.tasks import TaskDefinition
+from jobsvc.value_types import value_type
 from jobsvc.values import encode_value
 
 from .typed_tasks import Color, Level, Pair, Point, Shape, Strange
