@@ -138,6 +138,9 @@ class PlayedFleet:
     async def names(self) -> dict[str, str]:
         return dict(self.there)
 
+    async def trouble(self) -> str | None:
+        return None
+
     async def machines(self) -> Machines | None:
         return None
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 import msgspec
@@ -362,9 +362,16 @@ def excess(state: QueueState, limits: Limits, room: int = 0) -> int:
 
 
 def retire(
-    state: QueueState, limits: Limits, count_max: int = 5_000, room: int = 0, wall: float = math.inf
+    state: QueueState,
+    limits: Limits,
+    count_max: int = 5_000,
+    room: int = 0,
+    wall: float = math.inf,
+    but: Container[bytes] = (),
 ) -> list[Job]:
     """Terminal jobs past their retention, oldest first: by time, and by number beyond the limit.
+
+    `but`: those that cannot leave now; others go in their place.
 
     After a jump of log time nobody knows how old the jobs of before are: the clock may have been wrong that
     made it jump. If the clock is behind log time now, it was; then their age is by the clock. And for a while
@@ -381,7 +388,7 @@ def retire(
         old = job.details.finished_at + limits.retention_seconds <= age_at
         if not old and beyond <= len(jobs):
             break
-        if beyond > len(jobs) or (old and job.options.retention_seconds is None):
+        if (beyond > len(jobs) or (old and job.options.retention_seconds is None)) and job.id not in but:
             jobs[job.id] = job
     for expires_at, finish_seq, job in _due(state.retention, now):
         details = job.details
@@ -389,7 +396,7 @@ def retire(
             continue
         if details.finished_at < state.jumped_at and expires_at > wall:
             continue
-        if job.id in state.jobs and len(jobs) < count_max:
+        if job.id in state.jobs and len(jobs) < count_max and job.id not in but:
             jobs[job.id] = job
     return list(jobs.values())
 

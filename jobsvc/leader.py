@@ -121,7 +121,7 @@ class Leader:
         if code is not None:
             self.use_code(code)
         self._failed_jobs = 0
-        self._retirement = Retirement(state, self.commits, store, self._limits)
+        self._retirement = Retirement(state, self.commits, store, self._limits, self.bulkheads)
 
     # --- the life of a leadership ---
 

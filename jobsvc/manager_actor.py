@@ -17,11 +17,14 @@ import os
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import ray
 import uuid_utils
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, ActorUnschedulableError, RayError, RuntimeEnvSetupError
 from ray.util import list_named_actors
 
@@ -37,6 +40,7 @@ from .metrics import feed_ray
 from .pool_environments import packages, pin, worker_options
 from .ray_code import get_code
 from .ray_links import page_link
+from .raylet_log import words_about_the_dead
 from .s3_store import open_store
 from .scaling import Machines
 from .service_code import ServiceCode
@@ -54,6 +58,7 @@ WORKER_PREFIX = "worker-"
 GC_THRESHOLDS = (50_000, 50, 1_000)  # a million jobs are not garbage; full collections must be rare
 GC_FREEZE_EVERY_SECONDS = 60.0
 PIN_EVERY_SECONDS = 86_400.0
+TROUBLE_EVERY_SECONDS = 5.0
 
 _log = logging.getLogger("jobsvc.manager")
 _status = msgspec.msgpack.Decoder(ManagerStatus)
@@ -125,6 +130,8 @@ class WorkerFleet:
         self._on_death = on_death
         self._code: ServiceCode | None = None
         self._autoscaler = AutoscalerView()
+        self._trouble: str | None = None
+        self._trouble_at = float("-inf")
         self._watched: dict[str, asyncio.Task[None]] = {}
 
     def use_code(self, code: ServiceCode) -> None:
@@ -168,6 +175,16 @@ class WorkerFleet:
 
     async def machines(self) -> Machines | None:
         return await self._autoscaler.machines()
+
+    async def trouble(self) -> str | None:
+        """Of this machine alone; looked for now and then, while there is a reason to."""
+        now = time.monotonic()
+        if now - self._trouble_at > TROUBLE_EVERY_SECONDS:
+            self._trouble_at = now
+            node: Any = ray_worker.global_worker.node
+            logs = Path(node.get_logs_dir_path())
+            self._trouble = await asyncio.to_thread(words_about_the_dead, logs, psutil.pid_exists)
+        return self._trouble
 
     def _watch(self, name: str) -> None:
         if name not in self._watched:

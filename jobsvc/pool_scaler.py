@@ -73,6 +73,10 @@ class Fleet(Protocol):
         """What is being done about machines that are not there; None if nobody can say."""
         ...
 
+    async def trouble(self) -> str | None:
+        """What is known of workers that have been starting for long, in words."""
+        ...
+
 
 class PoolScaler:
     """One for each leadership."""
@@ -282,7 +286,10 @@ class PoolScaler:
         why = outlook(machines, shape_of(pool_settings), log_time) if machines is not None else None
         if why is not None:
             return f"{text}: {why}"
-        return text + since(log_time - seconds) if seconds > LONG_START_SECONDS else text
+        if seconds <= LONG_START_SECONDS:
+            return text
+        trouble = await self._fleet.trouble()
+        return text + since(log_time - seconds) + (f": {trouble}" if trouble else "")
 
     async def _look_for_machines(self) -> Machines | None:
         now = self._now()

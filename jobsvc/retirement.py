@@ -15,6 +15,9 @@ nothing takes the event loop for more than `SLICE_JOBS` jobs at a time.
 Deleting is apart. It may take longer than a round on a slow day, and the next round may begin meanwhile;
 but only one: what waits to be deleted is bounded.
 
+A job whose line cannot be made, or whose leaving cannot be decided, stays: it is named, and tried again with
+a growing pause. The others go past it. Only where many fail in one round it is the part itself that fails.
+
 Jobs that have ended never keep new ones out. Where a command is refused because `max_jobs` are held, the
 oldest that have ended make room for it (`make_room`), whatever the settings would keep.
 """
@@ -22,10 +25,12 @@ oldest that have ended make room for it (`make_room`), whatever the settings wou
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import compress
 from typing import TypeVar
 
 from . import decisions, history_lines
+from .bulkheads import ENDS_ALL, Bulkheads
 from .commit_loop import CommitLoop
 from .insistence import insist, insist_put
 from .jobs import Job, id_text, place_of
@@ -37,6 +42,8 @@ SLICE_JOBS = 500
 SMALL_ROUND_SECONDS = 1.0  # from the beginning of a round to that of the next one that is not full
 AGE_LOOK_SECONDS = 5.0  # how often jobs are looked for that have become too old
 LISTS_AT_ONCE = 16
+STUCK_AT_ONCE_MAX = 20  # jobs of one slice that fail, before it is no fault of theirs
+PART = "retirement"
 QUEUES_SHARE = 10  # of the jobs that have ended so much goes where there are too many queues
 
 Item = TypeVar("Item")
@@ -51,11 +58,16 @@ class Retirement:
         commits: CommitLoop,
         store: ObjectStore,
         limits: decisions.Limits,
+        bulkheads: Bulkheads,
     ) -> None:
         self._state = state
         self._commits = commits
         self._store = store
         self._limits = limits
+        self._bulkheads = bulkheads
+        self._stuck: dict[
+            bytes, str
+        ] = {}  # jobs that could not leave when it was last tried, and their names
         self._loop = asyncio.get_running_loop()
         self._room = 0
         self._full = min(ROUND_JOBS_MAX // 2, max(1, (limits.max_jobs - limits.retained_jobs_max) // 4))
@@ -66,7 +78,7 @@ class Retirement:
 
     def look(self) -> None:
         """Jobs have ended. Called for every batch of them: it only compares two numbers."""
-        if decisions.excess(self._state, self._limits, self._room) >= self._enough:
+        if decisions.excess(self._state, self._limits, self._room) - len(self._stuck) >= self._enough:
             self._due.set()
 
     def make_room(self, jobs: int) -> None:
@@ -86,8 +98,10 @@ class Retirement:
         try:
             while True:
                 await self._until_due()
-                while await self._round() == ROUND_JOBS_MAX:
+                while (count := await self._round()) == ROUND_JOBS_MAX:
                     pass  # more are due
+                if not count and self._stuck:
+                    await asyncio.sleep(SMALL_ROUND_SECONDS)  # what is due cannot leave now
         finally:
             deleting, self._deleting = self._deleting, None
             if deleting is not None:
@@ -112,16 +126,14 @@ class Retirement:
         """Write the lines of some jobs, let them go, and have deleted what only they needed."""
         self._commits.stamp()
         wall = self._commits.clock.wall()
-        jobs = decisions.retire(self._state, self._limits, ROUND_JOBS_MAX, self._room, wall)
+        self._stuck = {job_id: name for job_id, name in self._stuck.items() if job_id in self._state.jobs}
+        stuck = {job_id for job_id, name in self._stuck.items() if not self._bulkheads.due(PART, name)}
+        due = decisions.retire(self._state, self._limits, ROUND_JOBS_MAX, self._room, wall, stuck)
         self._room = 0
+        jobs, places, lines = await self._lines(due)
         if not jobs:
             return 0
         self._retired_at = self._loop.time()
-        places = [place_of(job) for job in jobs]
-        lines = bytearray()
-        for some in _slices(jobs):
-            lines += history_lines.ndjson(some)
-            await asyncio.sleep(0)
         await insist_put(self._store, history_lines.key(places[0], places[-1], lines), bytes(lines))
         self._commits.note_puts(1)
         keys: list[str] = []
@@ -129,18 +141,84 @@ class Retirement:
         for some, their_places in zip(_slices(jobs), _slices(places), strict=True):
             # One that was revived while its line was written stays, and gets another line when it ends again.
             still = [*compress(some, self._state.feed.held(their_places))]
-            if still:
-                self._commits.stamp()
-                event, free = decisions.retired(self._state, still)
-                self._commits.append(event)
-                keys += free
-                chunked += filter(_has_chunks, still)
+            gone, free = self._let_go(still)
+            keys += free
+            chunked += filter(_has_chunks, gone)
             await asyncio.sleep(0)
         deleting, self._deleting = self._deleting, None
         if deleting is not None:
             await deleting
         self._deleting = self._loop.create_task(self._delete(keys, chunked), name="leader deletes")
-        return len(jobs)
+        return len(due)
+
+    async def _lines(self, due: list[Job]) -> tuple[list[Job], list[int], bytearray]:
+        """Jobs that have a line, their places, and the lines."""
+        jobs: list[Job] = []
+        places: list[int] = []
+        lines = bytearray()
+
+        def write(some: list[Job]) -> None:
+            theirs, written = [place_of(job) for job in some], history_lines.ndjson(some)
+            jobs.extend(some)
+            places.extend(theirs)
+            lines.extend(written)
+
+        for some in _slices(due):
+            self._past_the_stuck(write, some)
+            await asyncio.sleep(0)
+        return jobs, places, lines
+
+    def _let_go(self, jobs: list[Job]) -> tuple[list[Job], list[str]]:
+        """Those that have left, and the objects that nobody needs now."""
+        gone: list[Job] = []
+        keys: list[str] = []
+
+        def let_go(some: list[Job]) -> None:
+            self._commits.stamp()
+            event, free = decisions.retired(self._state, some)
+            self._commits.append(event)
+            gone.extend(some)
+            keys.extend(free)
+            self._unstick(some)
+
+        self._past_the_stuck(let_go, jobs)
+        return gone, keys
+
+    def _past_the_stuck(self, work: Callable[[list[Job]], None], jobs: list[Job]) -> None:
+        """Do it to all of them at once; if that fails to each alone, and name those that it fails for."""
+        if not jobs:
+            return
+        try:
+            work(jobs)
+        except ENDS_ALL:
+            raise
+        except Exception as error:
+            failures = 0
+            for job in jobs:
+                failures += not self._works(work, job)
+                if failures > STUCK_AT_ONCE_MAX:
+                    raise
+            if not failures:  # it was none of them alone
+                self._bulkheads.failed(PART, error)
+
+    def _works(self, work: Callable[[list[Job]], None], job: Job) -> bool:
+        name = id_text(job.id)
+        try:
+            work([job])
+        except ENDS_ALL:
+            raise
+        except Exception as error:
+            self._stuck[job.id] = name
+            self._bulkheads.failed(PART, error, name)
+            return False
+        return True
+
+    def _unstick(self, jobs: list[Job]) -> None:
+        """These have left."""
+        for job in jobs if self._stuck else ():
+            name = self._stuck.pop(job.id, None)
+            if name is not None:
+                self._bulkheads.worked(PART, name)
 
     async def _delete(self, keys: list[str], chunked: list[Job]) -> None:
         await self._commits.settled()  # only now nobody can come back to them

@@ -46,8 +46,8 @@ LAYERS = {
           tripwires process_traits python_traits process_state process_growth
           code_calls job_calls job_process job_child project_code job_start job_deaths hold_back
           runner_news job_runner door_tasks
-          leader_links ray_code ray_versions autoscaler_view pool_environments manager_actor worker_actor
-          clock_words
+          leader_links ray_code ray_versions raylet_log autoscaler_view pool_environments manager_actor
+          worker_actor clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
           http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations

@@ -360,6 +360,9 @@ class SimulatedFleet:
             raise Unavailable("no list of actors")
         return dict(self._world.fleet)
 
+    async def trouble(self) -> str | None:
+        return None
+
     async def machines(self) -> None:
         return None
 

@@ -83,6 +83,9 @@ class FakeFleet:
     async def names(self) -> dict[str, str]:
         return dict(self.there)
 
+    async def trouble(self) -> str | None:
+        return None
+
     async def machines(self) -> Machines | None:
         return self.outlook
 

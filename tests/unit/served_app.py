@@ -75,6 +75,9 @@ class _Nobody:
     async def names(self) -> dict[str, str]:
         return {WORKER: DEFAULT_POOL}  # a worker that nobody lists would be lost, and its jobs with it
 
+    async def trouble(self) -> str | None:
+        return None
+
     async def machines(self) -> None:
         return None
 

@@ -49,6 +49,9 @@ class BadPool(FakeFleet):
             self.there = {name: pool for name, pool in self.there.items() if pool != "bad"}
         return await super().names()
 
+    async def trouble(self) -> str | None:
+        return None
+
     async def machines(self) -> Machines | None:
         if self.how == "no machines":
             raise OSError("GCS")

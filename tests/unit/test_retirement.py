@@ -244,6 +244,77 @@ def test_deletes_that_fail_are_tried_again() -> None:
     run(story, retained_jobs_max=0)
 
 
+def broken_for(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, stuck: set[bytes]) -> None:
+    """A function over jobs that meets a defect with some of them."""
+    whole = getattr(module, name)
+
+    def broken(*arguments: Any) -> Any:
+        if stuck & {job.id for job in arguments[-1]}:
+            raise TypeError("not as it should be")
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, name, broken)
+
+
+@pytest.mark.parametrize(("module", "name"), [(history_lines, "ndjson"), (decisions, "retired")])
+def test_a_job_that_cannot_leave_is_named_and_the_others_go_past_it(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        stuck: set[bytes] = set()
+        broken_for(monkeypatch, module, name, stuck)
+        # given the oldest job of all, which meets a defect as it leaves
+        first = (await pair.enqueue(a, next(numbers)))[0]
+        stuck.add(first)
+        [grant] = (await pair.report(a, can_take=1)).grants
+        await pair.report(a, finished=[done(grant)])
+        # when others end after it, then those go, time after time
+        others = []
+        for _ in range(3):
+            others += await round_trip(pair, a, 30)
+            await until(lambda: len(a.state.jobs) == 1, 10.0)
+        assert first in a.state.jobs
+        # and it is named
+        [problem] = [each for each in a.describe().problems if each.part.startswith("retirement")]
+        assert problem.part == f"retirement {id_text(first)}"
+        assert problem.text == "TypeError: not as it should be"
+        # it is tried again, ever later, and goes when it can, and each has a line
+        tries = problem.times
+        await asyncio.sleep(300.0)
+        [problem] = [each for each in a.describe().problems if each.part.startswith("retirement")]
+        assert tries < problem.times < tries + 12
+        stuck.clear()
+        await until(lambda: first not in a.state.jobs, 120.0)
+        assert not [each for each in a.describe().problems if each.part.startswith("retirement")]
+        lines = Counter(line["id"] for line in await lines_of(pair))
+        assert set(lines) == {id_text(each) for each in (first, *others)}
+
+    run(story, retained_jobs_max=0)
+
+
+def test_a_defect_that_meets_every_job_is_that_of_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(pair: Pair) -> None:
+        a, _ = await pair.leader_and_standby()
+        stuck: set[bytes] = set()
+        broken_for(monkeypatch, history_lines, "ndjson", stuck)
+        ids = await pair.enqueue(a, *(next(numbers) for _ in range(100)))
+        stuck.update(ids)
+        grants = (await pair.report(a, can_take=100)).grants
+        await pair.report(a, finished=[done(grant) for grant in grants])
+        await until(lambda: bool(a.describe().problems), 10.0)
+        await asyncio.sleep(30.0)
+        # it is not named a hundred times, and does not run in circles
+        problems = [each for each in a.describe().problems if each.part.startswith("retirement")]
+        assert "retirement" in {each.part for each in problems} and len(problems) < 30
+        assert max(each.times for each in problems if each.part == "retirement") < 10
+        assert len(a.state.jobs) == 100 and a.role == "leader"
+        stuck.clear()
+        await until(lambda: not a.state.jobs, 120.0)
+
+    run(story, retained_jobs_max=0)
+
+
 def test_a_line_tells_what_the_job_was_and_how_it_ended() -> None:
     attempt = AttemptRecord(
         2, "w1", "node", 1_000_000.0005, 1_000_001.9999999, Outcome.RAISED, ErrorInfo("E", "no\nluck")
