@@ -53,6 +53,9 @@ QUEUED_SEEN, LANES_SEEN, HELD_SEEN = (
 MACHINES_EVERY_SECONDS = 3.0
 PART, POOL_PART, START_PART = "scaler", "pool", "start of workers"
 LONG_START_SECONDS = 15.0  # then it is said since when they have been starting
+REGISTER_SECONDS = (
+    60.0  # so long Ray waits for a process that it has started (worker_register_timeout_seconds)
+)
 MISSING_LOOKS = 2  # a worker must be missing this often: a list may be older than a start
 
 
@@ -74,7 +77,7 @@ class Fleet(Protocol):
         ...
 
     async def trouble(self) -> str | None:
-        """What is known of workers that have been starting for long, in words."""
+        """The last process for a worker that ended before Ray knew it, in words; None if all came through."""
         ...
 
 
@@ -91,7 +94,11 @@ class PoolScaler:
         self._look_now = asyncio.Event()
         self._levelling: dict[str, asyncio.Task[None]] = {}
         self._brakes = {pool: StartBrake() for pool in settings.pools}
+        self._starting: dict[str, list[str]] = {}  # pool -> workers that have not come up
         self._starting_since: dict[str, float] = {}
+        self._trouble: str | None = (
+            ""  # what was there before, or has been held against a pool; "": not asked
+        )
         self._machines: Machines | None = None
         self._machines_at = float("-inf")
         self._not_on: dict[str, frozenset[str]] = {}  # pool -> machine types
@@ -139,6 +146,7 @@ class PoolScaler:
         self._notice_missing(names)
         await self._end_lost(names)
         await self._end_unknown_pools(names)
+        await self._end_unborn(names)
         levelling = [
             self._level_alone(pool, [name for name, its in names.items() if its == pool])
             for pool in self._settings.pools
@@ -199,6 +207,28 @@ class PoolScaler:
             await self._end(name)
             names.pop(name)
 
+    async def _end_unborn(self, names: dict[str, str]) -> None:
+        """A process that ends before Ray knows it leaves its worker starting, and its CPUs set aside.
+
+        For a minute nobody else gets them, and the process counts among the few that Ray starts at a time; so
+        the next try is after that minute. Whose process it was, nobody says: it is held against the pool that
+        has been starting for the longest; if that was wrong, the next one will be held against another.
+        """
+        now = self._now()
+        suspects = [(at, pool) for pool, at in self._starting_since.items() if now - at > PATIENCE_SECONDS]
+        before = self._trouble
+        if not suspects and before != "":
+            return
+        self._trouble = await self._fleet.trouble()
+        if not suspects or not self._trouble or self._trouble == before:
+            return
+        pool = min(suspects)[1]
+        self._brakes[pool].refused(self._trouble, now, REGISTER_SECONDS)
+        for name in self._starting.pop(pool, []):
+            await self._end(name)
+            names.pop(name, None)
+        del self._starting_since[pool]
+
     async def _end_unknown_pools(self, names: dict[str, str]) -> None:
         """Workers of a pool that the settings do not have any more get no jobs: they are asked to leave."""
         workers = self._leader.registry.workers
@@ -228,6 +258,7 @@ class PoolScaler:
             pool_settings, wanted, staying=len(staying), here=len(here), held_back=held_back
         )
         starting = [name for name in staying if name not in workers or not workers[name].reported]
+        self._starting[pool] = starting
         waiting = await self._waiting(pool, pool_settings, len(starting))
         if waiting is not None and self._choose_types(pool, pool_settings):
             for name in starting:
@@ -245,7 +276,7 @@ class PoolScaler:
     async def _start(self, pool: str, count: int) -> None:
         """A start that is refused (Ray does not take the pool's settings, say) is tried again ever later."""
         brake = self._brakes[pool]
-        brake.looked(self._now())
+        brake.looked(self._now(), self._starting[pool])
         for _ in range(count):
             if not brake.may_start(self._now()):
                 return
@@ -286,10 +317,7 @@ class PoolScaler:
         why = outlook(machines, shape_of(pool_settings), log_time) if machines is not None else None
         if why is not None:
             return f"{text}: {why}"
-        if seconds <= LONG_START_SECONDS:
-            return text
-        trouble = await self._fleet.trouble()
-        return text + since(log_time - seconds) + (f": {trouble}" if trouble else "")
+        return text + since(log_time - seconds) if seconds > LONG_START_SECONDS else text
 
     async def _look_for_machines(self) -> Machines | None:
         now = self._now()

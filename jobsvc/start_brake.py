@@ -12,7 +12,7 @@ second are one accident, a machine that went, say. Pure: times are arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .scaling import since
 
@@ -43,10 +43,10 @@ class StartBrake:
         """It was told to end: its death says nothing about the next ones."""
         self._young.pop(worker, None)
 
-    def refused(self, why: str, now: float) -> None:
-        """A start raised."""
+    def refused(self, why: str, now: float, pause_seconds_min: float = 0.0) -> None:
+        """A start raised, or came to nothing."""
         self._count("workers cannot be started", why, now)
-        self._not_before = now + self._pause_seconds()
+        self._not_before = now + max(self._pause_seconds(), pause_seconds_min)
 
     def died(self, worker: str, why: str, now: float) -> None:
         started_at = self._young.pop(worker, None)
@@ -60,9 +60,13 @@ class StartBrake:
             if self._times > 1:  # one may be an accident
                 self._not_before = now + self._pause_seconds()
 
-    def looked(self, now: float) -> None:
-        """Those that have lived for a while show that workers can live."""
-        grown = [name for name, since in self._young.items() if now - since > EARLY_DEATH_SECONDS]
+    def looked(self, now: float, starting: Collection[str]) -> None:
+        """Those that have lived for a while show that workers can live; not those that are still starting."""
+        grown = [
+            name
+            for name, since in self._young.items()
+            if now - since > EARLY_DEATH_SECONDS and name not in starting
+        ]
         for name in grown:
             del self._young[name]
             self._times = 0

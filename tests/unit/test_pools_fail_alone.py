@@ -111,7 +111,10 @@ def test_a_start_that_raises_is_named_counted_and_tried_again_ever_later_until_i
         # and it is forgotten when a worker lives
         fleet.how = "heals"
         await until(lambda: "bad" in fleet.there.values(), 100.0)
-        await asyncio.sleep(12.0)
+        for _ in range(3):
+            for name in fleet.there:
+                await pair.report(a, name)
+            await asyncio.sleep(4.0)
         assert pair.status(a).problems == []
         assert "cannot" not in str({view.name: view.waiting for view in pair.status(a).pulse.pools})  # type: ignore[union-attr]
 
@@ -133,6 +136,54 @@ def test_a_pool_that_no_machine_can_serve_says_so_at_once() -> None:
         await until(lambda: "to start" in str(a.leader and a.leader.pool_views["gpu"].waiting))
 
     run(story, pools={**POOLS, "gpu": PoolSettings(num_gpus=1)}, queues={"g": "gpu"})
+
+
+class TwoCpus(FakeFleet):
+    """Room for two. Processes of pool `bad` end before Ray knows them, and keep their room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries: list[float] = []
+
+    async def start(self, pool: str, name: str, not_on: frozenset[str]) -> None:
+        await super().start(pool, name, not_on)
+        if pool == "bad":
+            self.tries.append(asyncio.get_running_loop().time())
+
+    async def trouble(self) -> str | None:
+        return f"a process ended ({len(self.tries)} so far)" if self.tries else None
+
+    def up(self) -> list[str]:
+        return [name for name in list(self.there)[:2] if self.there[name] != "bad"]
+
+
+def test_a_start_that_never_gets_through_does_not_keep_its_room_from_others() -> None:
+    async def story(pair: Pair) -> None:
+        # given a pool whose workers never come up, and work for two of another, on a machine for two
+        fleet = pair.fleet = TwoCpus()
+        a, _ = await pair.leader_and_standby()
+        await pair.enqueue(a, *range(1, 41))
+        began = asyncio.get_running_loop().time()
+        both_at: float | None = None
+        while (now := asyncio.get_running_loop().time()) < began + 200.0:
+            for name in fleet.up():
+                await pair.report(a, name, can_take=1)
+            if both_at is None and len(fleet.up()) == 2:
+                both_at = now
+            await asyncio.sleep(0.5)
+        # then the other has both places in seconds
+        assert both_at is not None and both_at - began < 10.0
+        # and the bad one is tried once a minute, and says why
+        pauses = [later - earlier for earlier, later in zip(fleet.tries, fleet.tries[1:], strict=False)]
+        assert len(pauses) == 3 and min(pauses) >= 60.0, pauses
+        assert a.leader is not None
+        said = a.leader.pool_views["bad"].waiting
+        assert said is not None and "times: a process ended (" in said, said
+        assert all(not name.startswith("worker-default") for name in fleet.ended)
+
+    default = PoolSettings(min_workers=1, max_workers=2, target_drain_seconds=1.0)
+    pools = {"bad": PoolSettings(min_workers=1), "default": default}
+    run(story, pools=pools)
 
 
 @pytest.mark.parametrize("how", ["no list", "cannot end"])

@@ -75,9 +75,11 @@ def test_a_start_that_is_refused_is_tried_again_ever_later_and_says_why_since_wh
         "workers cannot be started since 12:00:00 UTC, 7 times: ValueError: no such folder; "
         "the next try is in 0 s"
     )
-    # then a worker that lives ends it
+    # then a worker that lives ends it; one that is still starting does not
     pool.brake.started("w1", pool.now)
-    pool.brake.looked(pool.now + EARLY_DEATH_SECONDS + 1)
+    pool.brake.looked(pool.now + EARLY_DEATH_SECONDS + 1, ["w1"])
+    assert pool.brake.problem(pool.now, NOON) is not None
+    pool.brake.looked(pool.now + EARLY_DEATH_SECONDS + 1, [])
     assert pool.brake.problem(pool.now, NOON) is None and not pool.held_back()
 
 
