@@ -32,6 +32,7 @@ from .bulkheads import ENDS_ALL, Bulkheads, said
 from .commit_loop import CommitLoop, Peer
 from .errors import EventNotApplied, Refusal, Unavailable
 from .events import EpochBegan, Event, JobsCancelled
+from .held_tasks import HeldTasks
 from .jobs import Job, State, WorkerOrders, WorkerReport
 from .journal import LogWriter
 from .leader_reads import LeaderReads
@@ -90,12 +91,11 @@ class Leader:
         )
         self.commits = CommitLoop(state, writer, settings, peer, clock)
         state.lanes.serve_by(settings.pool_of)
-        self.leasing = Leasing(
-            state, self.registry, self.commits, self.tallies, self.bulkheads, self.apply_events
-        )
-        self.settling = Settling(
-            state, self.registry, self.commits, store, self.tallies, self.bulkheads, self.apply_events
-        )
+        beside = self.tallies, self.bulkheads
+        self.leasing = Leasing(state, self.registry, self.commits, *beside, self.apply_events)
+        self.held_tasks = HeldTasks(state.lanes, self._loop.time)
+        ended = store, *beside, self.held_tasks
+        self.settling = Settling(state, self.registry, self.commits, *ended, self.apply_events)
         self._tick = asyncio.Event()
         self._finish_grew = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -281,6 +281,7 @@ class Leader:
         self._code, self._code_digest = code, code.digest
         self._environments = {pool: code.environment_id(pool) for pool in code.environments}
         self.reads.known_tasks = frozenset(code.tasks)
+        self.held_tasks.use_tasks(self.reads.known_tasks)
         for worker in self.registry.workers.values():
             worker.wake()
 
@@ -416,6 +417,7 @@ class Leader:
             ("history", self._sample),
             ("delays", self._promote),
             ("silent workers", self._look_for_silent),
+            ("tasks held back", self._try_held_tasks),
         ):
             if parts.due(part):
                 parts.call(part, work)
@@ -443,6 +445,11 @@ class Leader:
     def _look_for_silent(self) -> None:
         for worker in self.registry.silent(self._loop.time(), self._settings.lease_seconds):
             self.begin_loss(worker.name)
+
+    def _try_held_tasks(self) -> None:
+        if self.held_tasks:
+            self.held_tasks.try_again()
+            self.leasing.serve_waiting()
 
     async def _delete_orphans(self) -> None:
         def count(deleted: int) -> None:

@@ -349,10 +349,11 @@ class PoolScaler:
         tasks = Counter(job.options.task for jobs in held for job in islice(jobs.values(), HELD_SEEN))
         for lane in lanes[:LANES_SEEN]:
             tasks.update(job.options.task for job in lane.heads(max(1, QUEUED_SEEN // len(lanes))))
+        queued = sum(state.counts[queue][State.QUEUED] for queue in {lane.queue for lane in lanes})
         busy_long = [w for w in leader.registry.here(pool) if w.runs_for(now) > LONG_SECONDS]
         return wanted_workers(
             pool_settings,
-            queued=sum(state.counts[queue][State.QUEUED] for queue in {lane.queue for lane in lanes}),
+            queued=max(0, queued - sum(lane.set_aside() for lane in lanes)),
             running=sum(map(len, held)),
             job_seconds=leader.task_seconds.get(pool, TaskSeconds()).mean(tasks),
             busy_long=len(busy_long),

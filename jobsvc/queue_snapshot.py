@@ -322,8 +322,10 @@ def _check_segment(state: QueueState, segment: Segment) -> None:
     name = segment.first.hex()
     line = state.lanes[segment.options.queue, segment.options.pool].lines[segment.options.priority]
     assert segment.jobs is None, f"{name}: thawed, and in the table"
-    assert any(each is segment for each in line.behind), f"{name}: frozen, and in no lane"
-    assert any(each is segment for each in line.segments), f"{name}: frozen, and its jobs are not counted"
+    aside = [each for heap in line.aside.values() for _, _, each in heap]
+    assert any(each is segment for each in (*line.behind, *aside)), f"{name}: frozen, and in no lane"
+    counted = any(each is segment for each in (*line.segments, *aside))
+    assert counted, f"{name}: frozen, and its jobs are not counted"
     assert any(each is segment for each in state.order), f"{name}: frozen, and not in order"
 
 
@@ -335,6 +337,7 @@ def _check_job(state: QueueState, job: Job) -> None:
         lane = state.lanes[job.options.queue, job.options.pool]
         line = lane.lines[job.options.priority]
         waiting = [*line.fresh, *jobs_of(line.behind), *(each[2] for each in line.returned)]
+        waiting += jobs_of(each for heap in line.aside.values() for _, _, each in heap)
         found = any(each is job for each in waiting)
         assert found, f"{name}: queued, and in no lane"
     elif job.state is State.SCHEDULED:

@@ -1,10 +1,7 @@
 """Ready lanes: which queued job is next.
 
-A lane holds the queued jobs of one queue and pool. Within a lane a higher priority goes first, then the
-older acceptance (`seq`). Jobs arrive in the order of their seq, so almost all of them sit in a deque;
-those that come back (retries, delays that ended) have an older seq than the tail and sit in a small heap.
-From the first frozen segment on (`segments`), what arrives waits behind; it moves up, segments thawed, when
-the jobs before it do not suffice, which shows nowhere. Counting and looking at the oldest thaw nothing.
+A lane holds the queued jobs of one queue and pool, in a line for each priority (`ready_lines`). Within a lane
+a higher priority goes first, then the older acceptance (`seq`).
 
 Removal is lazy: an entry counts only while its job is QUEUED. `heads` never removes a live entry, so that
 deciding changes nothing; `drop_dead_heads` runs where events are applied, on every replica alike, so that a
@@ -14,139 +11,25 @@ revive; both name the same job, and the second is dead as soon as the first is u
 Of the lanes of one pool (`LeaseOrder`), that with the best first job is found by a heap. A lane has one valid
 place in it, never behind its first job; it is set right when it comes to the top. So jobs that come and go
 seldom touch the heap, and a lease costs the logarithm of the lanes, not their number.
+
+Whoever leads may hold a task back in a pool (`held_tasks`); `release` puts its jobs back in order.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections import deque
-from collections.abc import Callable, Container, Iterator
-from itertools import islice
+from collections.abc import Callable, Container
 
-from .jobs import Job, State
+from .jobs import Job
+from .ready_lines import Held, Line
 from .segments import JobTable, Segment, seq_of
 
-_QUEUED = State.QUEUED
 EMPTY_LINES_MAX = 8  # of one lane: callers may choose priorities freely
 SORTED_LANES_MAX = 16  # of so few the heads are sorted: that is quicker
 VOID_MIN = 64  # places in the heap of a pool that may be void, besides as many as there are lanes
 
 Place = tuple[int, int]  # in the order of leases: priority, negative, and seq
 NOWHERE: Place = (1 << 63, 0)  # after all others
-
-
-class _Line:
-    """The queued jobs of one lane and one priority, oldest first."""
-
-    __slots__ = ("_jobs", "behind", "fresh", "returned", "segments")
-
-    def __init__(self, jobs: JobTable) -> None:
-        self._jobs = jobs
-        self.fresh: deque[Job] = deque()
-        self.behind: deque[Job | Segment] = deque()  # younger than all in `fresh`
-        self.segments: deque[Segment] = deque()  # those in `behind`
-        self.returned: list[tuple[int, int, Job]] = []  # heap; the counter keeps jobs from being compared
-
-    def __len__(self) -> int:
-        in_segments = sum(segment.size - 1 for segment in self.segments)
-        return len(self.fresh) + len(self.behind) + in_segments + len(self.returned)
-
-    def has_entries(self) -> bool:
-        return bool(self.fresh or self.behind or self.returned)
-
-    def before(self, seq: int) -> int:
-        """How many entries are older than this."""
-        return (
-            bisect_left(self.fresh, seq, key=seq_of)
-            + bisect_left(self.behind, seq, key=seq_of)
-            + sum(min(each.size, seq - each.seq) - 1 for each in self.segments if each.seq < seq)
-            + sum(entry[0] < seq for entry in self.returned)
-        )
-
-    def add(self, entry: Job | Segment) -> None:
-        if isinstance(entry, Segment):
-            self.behind.append(entry)
-            self.segments.append(entry)
-        elif self.behind:
-            self.behind.append(entry)
-        else:
-            self.fresh.append(entry)
-
-    def _move_up(self) -> list[Job]:
-        """The first entry of those behind goes to `fresh`."""
-        entry = self.behind.popleft()
-        if isinstance(entry, Segment):
-            self.segments.popleft()
-            jobs = self._jobs.thawed(entry)
-        else:
-            jobs = [entry]
-        self.fresh.extend(jobs)
-        return jobs
-
-    def drop_dead_heads(self) -> None:
-        """Afterwards the first of `fresh` lives, or there is none and a frozen segment is first, if any."""
-        fresh, returned = self.fresh, self.returned
-        while True:
-            while fresh and fresh[0].state is not _QUEUED:
-                fresh.popleft()
-            if fresh or not self.behind or _is_frozen(self.behind[0]):
-                break
-            self._move_up()
-        while returned and returned[0][2].state is not _QUEUED:
-            heapq.heappop(returned)
-
-    def head(self) -> Job | None:
-        """The first live job."""
-        fresh = self.fresh
-        if fresh and not self.returned and fresh[0].state is _QUEUED:
-            return fresh[0]
-        return next(iter(self.heads(1)), None)
-
-    def first(self) -> Job | Segment | None:
-        self.drop_dead_heads()
-        firsts = [*islice(self.fresh or self.behind, 1), *(entry[2] for entry in self.returned[:1])]
-        return min(firsts, key=seq_of, default=None)
-
-    def _live(self, count: int) -> list[Job]:
-        """Up to `count` live jobs that did not come back."""
-        live = list(islice((job for job in self.fresh if job.state is _QUEUED), count))
-        while len(live) < count and self.behind:
-            live += [job for job in self._move_up() if job.state is _QUEUED]
-        return live[:count]
-
-    def heads(self, count: int) -> list[Job]:
-        """Up to `count` live jobs in order. Leaves the line as it was."""
-        self.drop_dead_heads()
-        if not self.returned:
-            return self._live(count)
-        borrowed: list[tuple[int, int, Job]] = []
-        taken: set[bytes] = set()
-        while self.returned and len(taken) < count:
-            entry = heapq.heappop(self.returned)
-            if entry[2].state is _QUEUED:
-                borrowed.append(entry)
-                taken.add(entry[2].id)
-        for entry in borrowed:
-            heapq.heappush(self.returned, entry)
-        merged = heapq.merge(
-            _distinct(borrowed),
-            (job for job in self._live(count + len(taken)) if job.id not in taken),
-            key=seq_of,
-        )
-        return list(islice(merged, count))
-
-
-def _is_frozen(entry: Job | Segment) -> bool:
-    return isinstance(entry, Segment) and entry.jobs is None
-
-
-def _distinct(entries: list[tuple[int, int, Job]]) -> Iterator[Job]:
-    previous = None
-    for _, _, job in entries:
-        if job is not previous:
-            yield job
-        previous = job
 
 
 class Lane:
@@ -160,15 +43,15 @@ class Lane:
         self.place = NOWHERE  # no live entry is before it: its place in the order of leases
         self.place_number = 0  # which of those in the heap is valid
         self._lanes = lanes
-        self.lines: dict[int, _Line] = {}  # by priority
+        self.lines: dict[int, Line] = {}  # by priority
         self._order: list[int] = []  # priorities, highest first
         self._entries = 0
         self._jobs = jobs
 
-    def _line(self, priority: int) -> _Line:
+    def _line(self, priority: int) -> Line:
         line = self.lines.get(priority)
         if line is None:
-            line = self.lines[priority] = _Line(self._jobs)
+            line = self.lines[priority] = Line(self._jobs)
             self._order = sorted(self.lines, reverse=True)
         return line
 
@@ -216,11 +99,15 @@ class Lane:
 
     def head(self) -> Job | None:
         """The job that should run first."""
+        held = self._held()
         for priority in self._order:
-            job = self.lines[priority].head()
+            job = self.lines[priority].head(held)
             if job is not None:
                 return job
         return None
+
+    def _held(self) -> Held | None:
+        return self._lanes.held_in(self) if self._lanes is not None else None
 
     def not_before(self) -> Place:
         """A place that no entry is before; whoever asks for more finds out with `head`."""
@@ -228,14 +115,35 @@ class Lane:
 
     def heads(self, count: int) -> list[Job]:
         """Up to `count` jobs in the order in which they should run."""
+        held = self._held()
         if len(self._order) == 1:
-            return self.lines[self._order[0]].heads(count)
+            return self.lines[self._order[0]].heads(count, held)
         jobs: list[Job] = []
         for priority in self._order:
             if len(jobs) >= count:
                 break
-            jobs.extend(self.lines[priority].heads(count - len(jobs)))
+            jobs.extend(self.lines[priority].heads(count - len(jobs), held))
         return jobs
+
+    def set_aside(self) -> int:
+        """About how many of its jobs wait because their task is held back."""
+        entries = [
+            each for line in self.lines.values() for heap in line.aside.values() for _, _, each in heap
+        ]
+        return sum(each.size if isinstance(each, Segment) else 1 for each in entries)
+
+    def take_back(self, task: str) -> bool:
+        """Whether there was anything of this task."""
+        return any([*(line.take_back(task) for line in self.lines.values())])  # of all of them
+
+    def one_aside(self, task: str) -> Job | None:
+        """The first job of this task that is set aside. It may run next."""
+        for line in self.lines.values() if self.lines else ():
+            job = line.one_aside(task)
+            if job is not None:
+                self.add_returned(job)
+                return job
+        return None
 
 
 class _Run:
@@ -392,6 +300,7 @@ class Lanes(dict[tuple[str, str], Lane]):
         self._ready: dict[str, LeaseOrder] = {}  # by the pool that serves them
         self._oldest: list[tuple[int, int, Lane]] = []  # heap by `marked`; what says otherwise is dead
         self._marks = 0
+        self._held: dict[str, dict[str, bytes | None]] = {}  # by the pool that serves
         self._pools: dict[str, None] = {}  # those that a lane ever had: the operator's, so a few
 
     def __missing__(self, key: tuple[str, str]) -> Lane:
@@ -425,6 +334,40 @@ class Lanes(dict[tuple[str, str], Lane]):
         """How many jobs workers of this pool could get, counted no further than this."""
         ready = self._ready.get(pool)
         return 0 if ready is None else ready.count(enough)
+
+    # --- tasks that are held back ---
+
+    def held_in(self, lane: Lane) -> Held | None:
+        return self._held.get(self.pool_of(lane.queue, lane.pool)) if self._held else None
+
+    def hold(self, pool: str, task: str) -> None:
+        """From now on no job of this task is next in this pool."""
+        self._held.setdefault(pool, {})[task] = None
+
+    def is_tried(self, pool: str, task: str) -> bool:
+        """Whether one job of it may go all the same."""
+        return self._held.get(pool, {}).get(task) is not None
+
+    def try_one(self, pool: str, task: str) -> bool:
+        """Let one job of it go. False if none is set aside."""
+        for lane in self.ready(pool):
+            job = lane.one_aside(task)
+            if job is not None:
+                self._held[pool][task] = job.id
+                return True
+        return False
+
+    def release(self, pool: str, task: str) -> None:
+        """It is held back no more."""
+        held = self._held.get(pool, {})
+        held.pop(task, None)
+        if not held:
+            self._held.pop(pool, None)
+        for lane in self.values():
+            if self.pool_of(lane.queue, lane.pool) == pool and lane.take_back(task):
+                self._make_ready(lane)
+
+    # --- in order of acceptance ---
 
     def oldest(self) -> tuple[Job | Segment, str] | None:
         """The queued job that was accepted first, or the segment that begins with it, and its queue."""

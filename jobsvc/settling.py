@@ -20,8 +20,9 @@ from .bulkheads import ENDS_ALL, Bulkheads, said
 from .commit_loop import CommitLoop
 from .errors import Unavailable
 from .events import Event
+from .held_tasks import HeldTasks
 from .insistence import insist
-from .jobs import ErrorInfo, Finished, Outcome
+from .jobs import ErrorInfo, Finished, Job, Outcome
 from .object_store import ObjectStore
 from .queue_state import QueueState
 from .tallies import Tallies
@@ -44,6 +45,7 @@ class Settling:
         store: ObjectStore,
         tallies: Tallies,
         bulkheads: Bulkheads,
+        held_tasks: HeldTasks,
         apply_events: Callable[[list[Event]], None],
     ) -> None:
         self._state = state
@@ -52,6 +54,7 @@ class Settling:
         self._store = store
         self._tallies = tallies
         self._bulkheads = bulkheads
+        self._held_tasks = held_tasks
         self._apply_events = apply_events
         self._refusals: dict[tuple[bytes, int], int] = {}  # attempt -> times
 
@@ -107,7 +110,14 @@ class Settling:
         jobs = {each.job_id: held[each.job_id] for each in finished if each.job_id in held}  # as they ran
         self._apply_events(settlement.events)
         self._bulkheads.count(self._tallies.attempts_ended, jobs, finished, settlement.stale)
+        if self._held_tasks or any(each.outcome is Outcome.RELEASED for each in finished):
+            self._bulkheads.call("leasing", self._note_tasks, worker, jobs, finished)
         return settlement.stale
+
+    def _note_tasks(self, worker: str, jobs: dict[bytes, Job], finished: list[Finished]) -> None:
+        known = self._registry.workers.get(worker)
+        if known is not None:
+            self._held_tasks.note(known.pool, jobs, finished)
 
     async def lose(self, worker: KnownWorker) -> list[str]:
         """A worker is gone: settle what its outbox holds, give back the rest. Returns its keys."""

@@ -30,7 +30,8 @@ MODULE_LINES_MAX = 500
 LAYERS = {
     0: "errors settings_bounds settings service_code jobs clock_view commands events",
     1: """transitions columns finished_groups recently_finished timed_jobs segments acceptance_order
-          unpulled_jobs ready_lanes interned_options pack_references failure_groups completion_feed
+          unpulled_jobs ready_lines ready_lanes interned_options pack_references failure_groups
+          completion_feed
           queue_counts remembered_keys
           queue_state selections decisions queue_snapshot job_views state_history scaling start_brake values
           value_types signatures""",
@@ -38,7 +39,7 @@ LAYERS = {
           store_owner""",
     3: """bulkheads pushed_records tallies worker_registry throughput insistence history_lines log_clock
           commit_loop
-          retirement orphans leasing settling leader_reads leader pool_scaler manager
+          retirement orphans held_tasks leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
