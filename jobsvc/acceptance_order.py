@@ -1,9 +1,8 @@
 """All jobs in the order of their acceptance, in blocks: what leaves is cut out block by block.
 
-A block is a frozen segment (`segments`), or a run of up to `RUN_MAX` neighbours that are objects. A segment
-that was thawed is made a run when somebody comes to it. The place of a job that was retired is empty; a run
-that is mostly empty is drawn together, and an empty one goes. So a million jobs that leave cost a little
-each, and never a second for all of them.
+A block is a frozen segment (`segments`), or a run of neighbours that are none (`numbered_runs`). A segment
+that was thawed is made a run when somebody comes to it. So a million jobs that leave cost a little each, and
+never a second for all of them.
 """
 
 from __future__ import annotations
@@ -15,26 +14,10 @@ from typing import cast
 
 from .finished_groups import FinishedGroup, is_in_open_group
 from .jobs import Job
+from .numbered_runs import RUN_MAX, Run
 from .segments import JobTable, Segment
 
-RUN_MAX = 1_024
-DRAWN_TOGETHER_MIN = 32  # a shorter run may be empty as it likes
-
-
-class _Run:
-    """Neighbours. `seqs` is ascending; an entry is None once its job was retired."""
-
-    __slots__ = ("entries", "live", "seqs")
-
-    def __init__(self, seqs: Sequence[int], entries: list[Job | FinishedGroup | None]) -> None:
-        self.seqs = seqs
-        self.entries = entries
-        self.live = sum(entry is not None for entry in entries)
-
-    def draw_together(self) -> None:
-        kept = [index for index, entry in enumerate(self.entries) if entry is not None]
-        self.seqs = array("Q", [self.seqs[index] for index in kept])
-        self.entries = [self.entries[index] for index in kept]
+_Run = Run[Job | FinishedGroup]
 
 
 class AcceptanceOrder:
@@ -57,7 +40,7 @@ class AcceptanceOrder:
                 yield block
             else:
                 run = self._run(number)
-                for seq, entry in zip(run.seqs, list(run.entries), strict=True):
+                for seq, entry in zip(run.numbers, list(run.entries), strict=True):
                     if type(entry) is FinishedGroup:
                         yield entry.job_with_seq(seq)
                     elif entry is not None:
@@ -74,10 +57,10 @@ class AcceptanceOrder:
                 yield block
                 continue
             run = self._run(number)
-            for index in range(bisect_left(run.seqs, before) - 1, -1, -1):
+            for index in range(bisect_left(run.numbers, before) - 1, -1, -1):
                 entry = run.entries[index]
                 if type(entry) is FinishedGroup:
-                    yield entry, run.seqs[index]
+                    yield entry, run.numbers[index]
                 elif entry is not None:
                     yield self._as_it_is(cast("Job", entry))
 
@@ -99,7 +82,6 @@ class AcceptanceOrder:
                 run, seqs = self._open
                 seqs.append(jobs[0].seq)
                 run.entries.append(jobs[0])
-                run.live += 1
                 return
             if self._open is None or len(self._open[1]) >= RUN_MAX:
                 seqs = array("Q")
@@ -110,7 +92,6 @@ class AcceptanceOrder:
             some = jobs[: RUN_MAX - len(seqs)]
             seqs.extend([job.seq for job in some])
             run.entries += some
-            run.live += len(some)
             jobs = jobs[len(some) :]
 
     def _put(self, first: int, block: _Run | Segment) -> None:
@@ -121,45 +102,22 @@ class AcceptanceOrder:
         """The jobs of these seqs, which ascend, are kept in a group from now on."""
         done = 0
         while done < len(seqs):
-            run = self._run(bisect_right(self._firsts, seqs[done]) - 1)
-            index = bisect_left(run.seqs, seqs[done])
-            last = index + bisect_right(seqs, run.seqs[-1], done) - done - 1
-            if run.seqs[last] == seqs[last - index + done]:  # mostly they are neighbours
-                run.entries[index : last + 1] = [group] * (last + 1 - index)
-                done += last + 1 - index
-            else:
-                run.entries[index] = group
-                done += 1
+            done = self._run(bisect_right(self._firsts, seqs[done]) - 1).put(seqs, done, group)
 
     def retire_many(self, seqs: list[int]) -> None:
         """The jobs of these seqs are no more."""
         seqs.sort()
         done = 0
         while done < len(seqs):
-            run = self._run(bisect_right(self._firsts, seqs[done]) - 1)
-            index = bisect_left(run.seqs, seqs[done])
-            more = bisect_right(seqs, run.seqs[-1], done) - done - 1
-            if more and run.seqs[index + more] == seqs[done + more]:  # neighbours: all but the last at once
-                run.entries[index : index + more] = [None] * more
-                run.live -= more
-                done += more
-            self.retire(seqs[done])
-            done += 1
-
-    def retire(self, seq: int) -> None:
-        """The job of this seq is no more."""
-        number = bisect_right(self._firsts, seq) - 1
-        run = self._run(number)
-        run.entries[bisect_left(run.seqs, seq)] = None
-        run.live -= 1
-        if not run.live:
-            del self._blocks[number], self._firsts[number]
-            if self._open is not None and self._open[0] is run:
+            number = bisect_right(self._firsts, seqs[done]) - 1
+            run = self._run(number)
+            done = run.put(seqs, done, None)
+            if self._open is not None and self._open[0] is run and run.is_sparse:
                 self._open = None
-        elif len(run.entries) >= DRAWN_TOGETHER_MIN and run.live * 4 < len(run.entries):
-            run.draw_together()
-            if self._open is not None and self._open[0] is run:
-                self._open = None
+            if not run.live:
+                del self._blocks[number], self._firsts[number]
+            elif run.is_sparse:
+                run.draw_together()
 
     def _each(self) -> Iterator[tuple[int, _Run | Segment]]:
         return enumerate(self._blocks)

@@ -4,28 +4,27 @@ Places count from 1, and a place never changes its job. It becomes empty in two 
 to a reader who passes it unread: the job was *retired*, and a completion is lost to that reader, who must be
 told; or it was *revived*, and nothing is lost, because it will finish again at a later place.
 
-Kept are the places that hold a job, and the ranges of those whose jobs were revived. Every other place up to
-the end is one of a retired job. So a hole takes no memory, however long it is, and a kept job at the front
-keeps nothing else. Where more ranges were revived than are remembered, the oldest count as retired: a reader
-may be told of a loss that is none, and is never left untold.
+Kept are the places that hold a job (`numbered_runs`), and the ranges of those whose jobs were revived. Every
+other place up to the end is one of a retired job. So a hole takes no memory, however long it is, and a kept
+job at the front keeps nothing else. Where more ranges were revived than are remembered, the oldest count as
+retired: a reader may be told of a loss that is none, and is never left untold.
 """
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import cast
 
 from .finished_groups import FinishedGroup
 from .jobs import Job
+from .numbered_runs import NumberedRuns
 
 REVIVED_RANGES_MAX = 10_000
 _BLOCK = 128  # entries that are looked at together
-_LINGER_MIN = 1_000  # empty places that may stay in the lists before they are cut out
 
-Entry = Job | FinishedGroup | None
+Entry = Job | FinishedGroup
 Range = tuple[int, int]  # the first and the last place of it
 
 
@@ -71,11 +70,16 @@ class PlaceRanges:
         return found >= 0 and self._lasts[found] >= last
 
 
-def _neighbours(entries: list[Entry]) -> Iterator[tuple[Entry, int]]:
+def _neighbours(entries: list[Entry | None]) -> Iterator[tuple[Entry | None, int]]:
     """Each entry, and how many times it is there one after the other."""
     for _, same in groupby(entries, id):
         alike = [*same]
         yield alike[0], len(alike)
+
+
+def _job(entry: Entry | None, place: int) -> Job | None:
+    """The job at a place; a copy if it is in a group."""
+    return entry.job_at(place) if type(entry) is FinishedGroup else cast("Job | None", entry)
 
 
 class CompletionFeed:
@@ -84,9 +88,8 @@ class CompletionFeed:
     def __init__(self) -> None:
         self.next_place = 1
         self.revived = PlaceRanges()
-        self._places: array[int] = array("Q")  # ascending
-        self._jobs: list[Entry] = []  # beside them; None: empty, and not cut out yet
-        self._begin = 0  # all before this index are empty
+        self._runs: NumberedRuns[Entry] = NumberedRuns()
+        self._first = 1  # no place before it holds a job
         self._held = 0
 
     def __len__(self) -> int:
@@ -94,13 +97,19 @@ class CompletionFeed:
 
     def __iter__(self) -> Iterator[Job]:
         """Its jobs, oldest completion first."""
-        for begin in range(self._begin, len(self._jobs), _BLOCK):
-            yield from self._some(begin, begin + _BLOCK)
+        return self._jobs_from(self._first)
+
+    @property
+    def places(self) -> int:
+        """Those that take memory."""
+        return self._runs.places
 
     @property
     def first(self) -> int:
         """The first place that still holds a job; where there is none, the next one to be given."""
-        return self._places[self._begin] if self._held else self.next_place
+        first = self._runs.first_from(self._first) if self._held else None
+        self._first = self.next_place if first is None else first
+        return self._first
 
     @property
     def newest(self) -> int:
@@ -108,52 +117,54 @@ class CompletionFeed:
         return self.next_place - 1
 
     def job_at(self, place: int) -> Job | None:
-        index = bisect_left(self._places, place)
-        return self._job(index) if index < len(self._places) and self._places[index] == place else None
+        return _job(self._runs.get(place), place)
+
+    def first_held(self, place: int) -> int:
+        """The first place from this one on that holds a job, or the next one to be given."""
+        first = self._runs.first_from(place)
+        return self.next_place if first is None else first
 
     def held(self, places: list[int]) -> list[bool]:
         """Which of these places hold a job."""
-        index, count = bisect_left(self._places, places[0]), len(places)
-        if self._places[index : index + count].tolist() == places:  # mostly they are neighbours
-            return [entry is not None for entry in self._jobs[index : index + count]]
-        return [self.job_at(place) is not None for place in places]
-
-    def _job(self, index: int) -> Job | None:
-        """The job at an index of the lists; a copy if it is in a group."""
-        job = self._jobs[index]
-        return job.job_at(self._places[index]) if type(job) is FinishedGroup else cast("Job | None", job)
+        return [self._runs.get(place) is not None for place in places]
 
     def since(self, place: int) -> list[Job]:
         """The jobs at this place and after it."""
-        return [*self._some(bisect_left(self._places, place), len(self._jobs))]
+        return [*self._jobs_from(place)]
 
-    def _some(self, begin: int, end: int) -> Iterator[Job]:
-        """The jobs from one index of the lists to another; copies of those that are in groups."""
-        for entry, count in _neighbours(self._jobs[begin:end]):
-            if type(entry) is FinishedGroup:
-                yield from entry.jobs_at(self._places[begin : begin + count])
-            elif entry is not None:
-                yield cast("Job", entry)
-            begin += count
+    def _jobs_from(self, place: int) -> Iterator[Job]:
+        """Copies of those that are in groups."""
+        for run, begin in self._runs.from_number(place):
+            for at in range(begin, len(run.entries), _BLOCK):
+                for entry, count in _neighbours(run.entries[at : at + _BLOCK]):
+                    if type(entry) is FinishedGroup:
+                        yield from entry.jobs_at(run.numbers[at : at + count])
+                    elif entry is not None:
+                        yield cast("Job", entry)
+                    at += count
 
-    def entries_since(self, place: int) -> Iterator[tuple[Job | FinishedGroup, int]]:
+    def entries_since(self, place: int) -> Iterator[tuple[Entry, int]]:
         """What is kept from this place on: jobs, and groups with how many of theirs follow each other."""
-        for entry, count in _neighbours(self._jobs[bisect_left(self._places, place) :]):
-            if entry is not None:
-                yield entry, count
+        for run, begin in self._runs.from_number(place):
+            for entry, count in _neighbours(run.entries[begin:]):
+                if entry is not None:
+                    yield entry, count
 
     def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[tuple[int, Job]], int]:
         """The jobs after a place, with theirs, and the place up to which these are all."""
-        begin = max(bisect_right(self._places, place), self._begin)
-        stop = min(begin + looks_max, len(self._places))
         found: list[tuple[int, Job]] = []
-        for index in range(begin, stop):
-            if len(found) >= count_max:
-                return found, found[-1][0] if found else place
-            job = self._job(index)
-            if job is not None:
-                found.append((self._places[index], job))
-        return found, self.newest if stop == len(self._places) else self._places[stop] - 1
+        for run, begin in self._runs.from_number(max(place + 1, self.first)):
+            for index in range(begin, len(run.entries)):
+                if len(found) >= count_max:
+                    return found, found[-1][0] if found else place
+                at = run.numbers[index]
+                if looks_max <= 0:
+                    return found, at - 1
+                looks_max -= 1
+                job = _job(run.entries[index], at)
+                if job is not None:
+                    found.append((at, job))
+        return found, self.newest
 
     def holes(self, place: int, held: Sequence[int], end: int) -> list[Range]:
         """The gaps between these places, from after `place` to `end`, in which completions are lost."""
@@ -170,22 +181,12 @@ class CompletionFeed:
 
     def freeze_finished(self, group: FinishedGroup, places: list[int]) -> None:
         """The jobs at these places, which ascend, are kept in a group from now on."""
-        self._set(places, group)
+        self._runs.put(places, group)
 
-    def _set(self, places: list[int], entry: Entry) -> None:
-        index, count = bisect_left(self._places, places[0]), len(places)
-        if self._places[index : index + count].tolist() == places:  # mostly they are neighbours
-            self._jobs[index : index + count] = [entry] * count
-            return
-        for place in places:
-            index = bisect_left(self._places, place, index)
-            self._jobs[index] = entry
-
-    def append(self, entry: Job | FinishedGroup) -> int:
+    def append(self, entry: Entry) -> int:
         """A job has finished, or one that is kept in this group; returns its place."""
         place = self.next_place
-        self._places.append(place)
-        self._jobs.append(entry)
+        self._runs.append(place, entry)
         self._held += 1
         self.next_place = place + 1
         return place
@@ -193,8 +194,7 @@ class CompletionFeed:
     def append_group(self, group: FinishedGroup, count: int) -> None:
         """So many jobs have finished together, and are kept in a group; their places follow each other."""
         first, self.next_place = self.next_place, self.next_place + count
-        self._places.extend(range(first, self.next_place))
-        self._jobs += [group] * count
+        self._runs.extend(range(first, self.next_place), group)
         self._held += count
 
     def revive(self, place: int) -> None:
@@ -210,11 +210,9 @@ class CompletionFeed:
 
     def retire_many(self, places: list[int]) -> None:
         """The jobs of these places, which ascend, leave memory."""
-        if not places:
-            return
-        self._set(places, None)
-        self._held -= len(places)
-        self._tidy()
+        if places:
+            self._runs.put(places, None)
+            self._held -= len(places)
 
     def restore(self, jobs: Iterable[tuple[int, Job]], revived: Iterable[Range], next_place: int) -> None:
         """Fill an empty feed from a snapshot; the jobs come in the order of their places."""
@@ -223,24 +221,6 @@ class CompletionFeed:
         self.revived = PlaceRanges(revived)
         self.next_place = next_place
 
-    def _put(self, place: int, job: Job) -> None:
-        self._places.append(place)
-        self._jobs.append(job)
+    def _put(self, place: int, entry: Entry) -> None:
+        self._runs.append(place, entry)
         self._held += 1
-
-    def _tidy(self) -> None:
-        self._skip_empty_front()
-        if len(self._jobs) - self._begin > 2 * self._held + _LINGER_MIN:
-            kept = [index for index, job in enumerate(self._jobs) if job is not None]
-            self._places = array("Q", [self._places[index] for index in kept])
-            self._jobs = [self._jobs[index] for index in kept]
-            self._begin = 0
-
-    def _skip_empty_front(self) -> None:
-        jobs, begin = self._jobs, self._begin
-        while begin < len(jobs) and jobs[begin] is None:
-            begin += 1
-        if begin == len(jobs) or begin > _LINGER_MIN + len(jobs) // 8:
-            del jobs[:begin], self._places[:begin]
-            begin = 0
-        self._begin = begin

@@ -20,6 +20,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Callable, Container
+from itertools import islice
 from typing import Any, NamedTuple
 
 import msgspec
@@ -378,39 +379,16 @@ def retire(
     after a great jump none goes because of its age, so that whoever set the clock wrong can set it right.
     """
     now = state.log_time if state.log_time >= state.ages_count_from else -math.inf
-    jobs: dict[bytes, Job] = {}
-    beyond = excess(state, limits, room)
-    for job in state.feed:
-        if len(jobs) >= count_max:
-            break
-        assert job.details is not None and job.details.finished_at is not None
-        age_at = now if job.details.finished_at >= state.jumped_at else min(now, wall)
-        old = job.details.finished_at + limits.retention_seconds <= age_at
-        if not old and beyond <= len(jobs):
-            break
-        if (beyond > len(jobs) or (old and job.options.retention_seconds is None)) and job.id not in but:
-            jobs[job.id] = job
-    for expires_at, finish_seq, job in _due(state.retention, now):
-        details = job.details
-        if details is None or details.finish_seq != finish_seq or details.finished_at is None:
-            continue
-        if details.finished_at < state.jumped_at and expires_at > wall:
-            continue
-        if job.id in state.jobs and len(jobs) < count_max and job.id not in but:
-            jobs[job.id] = job
+
+    def is_old(finished_at: float, seconds: float) -> bool:
+        return finished_at + seconds <= (now if finished_at >= state.jumped_at else min(now, wall))
+
+    beyond = min(excess(state, limits, room), count_max)
+    can_leave = (job for job in state.feed if job.id not in but)
+    jobs = {job.id: job for job in islice(can_leave, beyond)} if beyond > 0 else {}
+    for job in state.retention.old(limits.retention_seconds, now, is_old, count_max - len(jobs), but):
+        jobs[job.id] = job
     return list(jobs.values())
-
-
-def _due(heap: list[tuple[float, int, Job]], now: float) -> list[tuple[float, int, Job]]:
-    """The entries of a heap that are due, without removing them: a heap's due part is its top."""
-    found: list[tuple[float, int, Job]] = []
-    open_places = [0]
-    while open_places and len(found) < 10_000:
-        place = open_places.pop()
-        if place < len(heap) and heap[place][0] <= now:
-            found.append(heap[place])
-            open_places += [2 * place + 1, 2 * place + 2]
-    return found
 
 
 def retired(state: QueueState, jobs: list[Job]) -> tuple[JobsRetired, list[str]]:

@@ -73,8 +73,8 @@ class FinishedGroup:
     An open one has `rows` instead, by place, and none of a retired job."""
 
     __slots__ = (
-        "_attempts", "_bytes", "_created", "_ended", "_ends", "_finished", "_full_at", "_hint", "_places",
-        "_runners", "_seqs", "_started", "ids", "options", "rows",
+        "_attempts", "_bytes", "_created", "_ended", "_ends", "_finished", "_hint", "_places", "_runners",
+        "_seqs", "_started", "full_at", "ids", "options", "rows",
     )  # fmt: skip
 
     state = _SUCCEEDED  # of each of them
@@ -84,7 +84,7 @@ class FinishedGroup:
         self.options = options
         self.ids: list[bytes] = []
         self.rows: list[Row] | None = []
-        self._full_at = full_at
+        self.full_at = full_at
         self._hint = 0
 
     @classmethod
@@ -120,19 +120,9 @@ class FinishedGroup:
         ends = repeat(log_time), repeat(event.worker), repeat(event.node)
         self.rows += zip(jobs, finished, range(place, place + len(jobs)), *ends, strict=False)
 
-    def add_one(
-        self, job: Job, finished: Finished, event: AttemptsEnded, log_time: float, place: int
-    ) -> bool:
-        """The same, of one. Returns whether it is full."""
-        rows = self.rows
-        assert rows is not None
-        self.ids.append(job.id)
-        rows.append((job, finished, place, log_time, event.worker, event.node))
-        return len(rows) >= self._full_at
-
     @property
     def is_full(self) -> bool:
-        return self.rows is not None and len(self.rows) >= self._full_at
+        return self.rows is not None and len(self.rows) >= self.full_at
 
     def close(self) -> None:
         """Put the rows of an open one into columns."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from operator import itemgetter
@@ -250,9 +251,8 @@ def _restore_orders(state: QueueState) -> Iterator[None]:
         assert job.details.finish_seq is not None
         if job.state is State.FAILED:
             state.failures.add(job)
-        if job.options.retention_seconds is not None:
-            expires_at = job.details.finished_at + job.options.retention_seconds
-            heapq.heappush(state.retention, (expires_at, job.details.finish_seq, job))
+        own = job.options.retention_seconds
+        state.retention.ended(own, job.details.finish_seq, 1, job.details.finished_at)
         if job.options.task == HASH_TASK and awaits_pull(job):
             state.unpulled.add(job)
         elif job.state is State.SUCCEEDED:
@@ -291,6 +291,8 @@ def check_invariants(state: QueueState) -> None:
     assert len(state.feed) == sum(job.state in TERMINAL for job in all_jobs), "the feed holds others"
     _check_queues(state)
     assert packs == state.packs, "packs disagree"
+    kept = Counter(job.options.retention_seconds for job in all_jobs if job.state in TERMINAL)
+    assert state.retention.held() == kept, "the lines of retention disagree"
     failed = {job.id for job in all_jobs if job.state is State.FAILED}
     grouped = [job_id for group in state.failures.all() for job_id in group]
     assert len(grouped) == len(failed) and set(grouped) == failed, "failure groups disagree"

@@ -79,8 +79,9 @@ from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
 from .recently_finished import RecentlyFinished, ended_together, options_if_plain
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
+from .retention_lines import RetentionLines
 from .segments import JobTable, neighbours
-from .timed_jobs import drop_dead_due, drop_dead_retention
+from .timed_jobs import drop_dead_due
 from .transitions import TRANSITIONS, IllegalTransition
 from .unpulled_jobs import UnpulledJobs, awaits_pull
 
@@ -112,11 +113,13 @@ class QueueState:
         self.counts = QueueCounts()
         self.feed = CompletionFeed()
         self.failures = FailureGroups()
-        self.retention: list[tuple[float, int, Job]] = []  # heap of those with a retention of their own
+        self.retention = RetentionLines(self.feed)
         self.unpulled = UnpulledJobs()
         self.keys = RememberedKeys()
         self.automatic_keys = RememberedKeys()  # apart: they expire long before the others
-        self.recent = RecentlyFinished(self.options, self.jobs, self.order, self.feed, self.counts)
+        self.recent = RecentlyFinished(
+            self.options, self.jobs, self.order, self.feed, self.counts, self.retention
+        )
         self.packs = PackReferences()
         self.retired: dict[bytes, None] = {}
         self.retired_order: deque[bytes] = deque()
@@ -339,9 +342,9 @@ def _jobs_revived(state: QueueState, event: JobsRevived) -> None:
         details = job.details
         assert details is not None and details.finish_seq is not None
         state.feed.revive(details.finish_seq)
+        state.retention.left(job.options.retention_seconds, 1)
         details.finish_seq = details.finished_at = None
         lane_of(state, job.options).add_returned(job)
-    drop_dead_retention(state.retention)
 
 
 def _jobs_pulled(state: QueueState, event: JobsPulled) -> None:
@@ -380,10 +383,10 @@ def _jobs_retired(state: QueueState, event: JobsRetired) -> None:
         del state.retired[state.retired_order.popleft()]
     for (_, ended), (options, jobs) in gone.items():
         state.counts.add(options.queue, ended, -jobs)
+        state.retention.left(options.retention_seconds, jobs)
         state.options.use(options, -jobs)
         state.options.forget_unused([options])
         forget_if_unused(state, options.queue)
-    drop_dead_retention(state.retention)
     state.unpulled.left(unpulled)
 
 
@@ -393,7 +396,7 @@ def _let_go(state: QueueState, job: Job) -> int:
     assert job.state in TERMINAL and details is not None and details.finish_seq is not None
     place = details.finish_seq
     details.pulled = True  # leaves `unpulled`
-    details.finish_seq = None  # leaves `retention`
+    details.finish_seq = None
     state.failures.drop(job)
     state.packs.drop_all_of(job)
     return place
@@ -453,9 +456,7 @@ def _finish(state: QueueState, job: Job) -> None:
     details.finish_seq = state.feed.append(job)
     if job.state is State.FAILED:
         state.failures.add(job)
-    if job.options.retention_seconds is not None:
-        expires_at = state.log_time + job.options.retention_seconds
-        heapq.heappush(state.retention, (expires_at, details.finish_seq, job))
+    state.retention.ended(job.options.retention_seconds, details.finish_seq, 1, state.log_time)
     if job.options.task == HASH_TASK and job.state is State.SUCCEEDED and not details.pulled:
         state.unpulled.add(job)
 

@@ -18,6 +18,7 @@ from .finished_groups import ATTEMPT_MAX, FinishedGroup
 from .interned_options import InternedOptions
 from .jobs import HASH_TASK, Finished, Job, JobOptions, Outcome, State, place_of
 from .queue_counts import QueueCounts
+from .retention_lines import RetentionLines
 from .segments import JobTable, seq_of
 from .transitions import TRANSITIONS
 
@@ -74,7 +75,6 @@ def options_if_plain(job: Job, finished: Finished, change: Change, run_at: float
         and not finished.log_bytes
         and finished.attempt == job.attempt <= ATTEMPT_MAX
         and run_at is None
-        and options.retention_seconds is None
         and options.task != HASH_TASK
     ):
         return id(options)  # without history nothing is spent
@@ -112,12 +112,14 @@ class RecentlyFinished:
         order: AcceptanceOrder,
         feed: CompletionFeed,
         counts: QueueCounts,
+        retention: RetentionLines,
     ) -> None:
         self._options = options
         self._jobs = jobs
         self._order = order
         self._feed = feed
         self._counts = counts
+        self._retention = retention
         self._recent: list[Job] = []
         self._open: dict[int, FinishedGroup] = {}  # by the id of their options; each has a row
 
@@ -145,6 +147,7 @@ class RecentlyFinished:
             job.details = None
         self._jobs.keep_in_group([job.id for job in jobs], group)
         self._feed.append_group(group, len(jobs))
+        self._retention.ended(group.options.retention_seconds, place, len(jobs), log_time)
         if group.is_full:
             self.close(group)
         elif group.rows is None:
@@ -161,7 +164,12 @@ class RecentlyFinished:
         job.state = _SUCCEEDED
         job.details = None
         self._jobs.keep_one_in_group(job.id, group)
-        if group.add_one(job, finished, event, log_time, self._feed.append(group)):
+        rows, place = group.rows, self._feed.append(group)
+        self._retention.ended(options.retention_seconds, place, 1, log_time)
+        assert rows is not None
+        group.ids.append(job.id)
+        rows.append((job, finished, place, log_time, event.worker, event.node))
+        if len(rows) >= group.full_at:
             self.close(group)
         return True
 
@@ -197,8 +205,6 @@ class RecentlyFinished:
         for _, same in groupby(filter(is_plain, jobs), _options_id):
             alike = [*same]
             options = alike[0].options
-            if options.retention_seconds is not None:
-                continue
             if options.task == HASH_TASK:
                 alike = [job for job in alike if job.details is not None and job.details.pulled]
             use = self._options.get(options)

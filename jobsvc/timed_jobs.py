@@ -23,15 +23,3 @@ def drop_dead_due(due: list[TimedJob]) -> None:
 def _waits_until(entry: TimedJob) -> bool:
     run_at, _, job = entry
     return job.state is State.SCHEDULED and job.details is not None and job.details.run_at == run_at
-
-
-def drop_dead_retention(retention: list[TimedJob]) -> None:
-    """Of finished jobs with a retention of their own: `(expires_at, finish_seq, job)`."""
-    while retention and not _retires_at(retention[0]):
-        heapq.heappop(retention)
-
-
-def _retires_at(entry: TimedJob) -> bool:
-    """One that was revived has another place in the feed, or none."""
-    _, finish_seq, job = entry
-    return job.details is not None and job.details.finish_seq == finish_seq

@@ -29,10 +29,9 @@ MODULE_LINES_MAX = 500
 
 LAYERS = {
     0: "errors settings_bounds settings service_code jobs clock_view commands events",
-    1: """transitions columns finished_groups recently_finished timed_jobs segments acceptance_order
-          unpulled_jobs ready_lines ready_lanes interned_options pack_references failure_groups
-          completion_feed
-          queue_counts remembered_keys
+    1: """transitions columns numbered_runs finished_groups recently_finished timed_jobs segments
+          acceptance_order unpulled_jobs ready_lines ready_lanes retention_lines interned_options
+          pack_references failure_groups completion_feed queue_counts remembered_keys
           queue_state selections decisions queue_snapshot job_views state_history scaling start_brake values
           value_types signatures""",
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots

@@ -17,6 +17,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Thousands of takeovers tell nothing in a log. And single jobs are frozen, too."""
     monkeypatch.setattr(segments, "FREEZE_MIN", 1)
     small = {"LAG": 0, "SOME": 1, "AT_ONCE_MIN": 2, "GROUP_MIN": 2, "GROUP_MAX": 3, "OPEN_MIN": 1}
+    small["TOGETHER_MIN"] = 2
     for name, number in small.items():
         monkeypatch.setattr(recently_finished, name, number)
     logging.disable(logging.CRITICAL)

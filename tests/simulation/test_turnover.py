@@ -65,6 +65,7 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decisions, "QUEUES_MAX", QUEUES)
     monkeypatch.setattr(completion_feed, "REVIVED_RANGES_MAX", 100)
     small = {"LAG": 16, "SOME": 16, "AT_ONCE_MIN": 12, "GROUP_MIN": 8, "GROUP_MAX": 32, "OPEN_MIN": 8}
+    small["TOGETHER_MIN"] = 4
     for name, number in small.items():
         monkeypatch.setattr(recently_finished, name, number)
 
@@ -75,7 +76,7 @@ def sizes(state: QueueState) -> dict[str, int]:
         "jobs": len(state.jobs),
         "table": len(state.jobs._jobs),
         "order": len(state.order),
-        "feed": len(state.feed._jobs),
+        "feed": state.feed.places,
         "revived": len(state.feed.revived),
         "options": len(state.options),
         "queues": len(state.counts),

@@ -39,7 +39,7 @@ def test_it_is_a_sorted_list(seed: int) -> None:
         for each in chance.sample(sorted(held), len(held) // chance.choice([2, 10, 100])):
             job = table[held.pop(each)]
             table.pop(job.id)
-            order.retire(job.seq)
+            order.retire_many([job.seq])
         # then it has those that are held, forwards and backwards, from any place on
         assert [job.seq for job in each_of(order)] == sorted(held)
         before = chance.randrange(seq + 10)
@@ -69,6 +69,6 @@ def test_a_few_that_stay_do_not_keep_the_places_of_the_others() -> None:
         order.extend([job])
     for job in jobs:
         if job.seq % 1_000:
-            order.retire(job.seq)
+            order.retire_many([job.seq])
     assert [job.seq for job in each_of(order)] == list(range(1_000, 50_001, 1_000))
     assert len(order) <= 50 * 4 + 1_100

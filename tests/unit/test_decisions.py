@@ -595,10 +595,10 @@ def test_a_revived_job_is_not_retired_by_its_earlier_end() -> None:
     [revived] = world.enqueue(max_attempts=1, retention_seconds=20.0)
     world.run(revived, Outcome.RAISED)
     world.do(Retry([revived]))
-    assert [entry[2].id for entry in world.state.retention] == [first, revived]
+    assert world.state.retention.held() == {10.0: 1}
     # when both times have passed, then only what has ended goes
     world.after(30.0).retire()
-    assert list(world.state.jobs) == [revived] and world.state.retention == []
+    assert list(world.state.jobs) == [revived] and world.state.retention.held() == {}
     world.check()
 
 

@@ -107,7 +107,6 @@ def test_a_job_in_a_group_is_told_as_it_was() -> None:
 @pytest.mark.usefixtures("small")
 def test_what_is_not_plain_stays_an_object() -> None:
     world = World()
-    finish(world, 8, retention_seconds=60.0)
     finish(world, 8, task=HASH_TASK)
     for job in world.enqueue(8, payload=BlobRef("payloads/a", 0, 1)):
         world.run(job)
@@ -214,17 +213,18 @@ def test_a_report_that_names_a_job_twice_is_no_legal_event() -> None:
         apply(world.state, event, world.state.log_time)
 
 
-@pytest.mark.parametrize("together", [1, 7, 31])
-def test_jobs_that_end_one_by_one_take_as_little(together: int) -> None:
+@pytest.mark.parametrize("together", [1, 7, 31, 500])
+@pytest.mark.parametrize("retention", [None, 600.0])
+def test_jobs_that_end_one_by_one_take_as_little(together: int, retention: float | None) -> None:
     world = World()
     for _ in range(4_000 // together):
-        finish(world.after(0.1), together)
+        finish(world.after(0.1), together, retention_seconds=retention)
     world.log.clear()
     gc.collect()
     tracemalloc.start()
     try:
         for _ in range(8_000 // together):
-            finish(world.after(0.1), together)
+            finish(world.after(0.1), together, retention_seconds=retention)
         world.log.clear()
         gc.collect()
         used = tracemalloc.get_traced_memory()[0]

@@ -53,6 +53,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         ("GROUP_MIN", 2),
         ("GROUP_MAX", 3),
         ("OPEN_MIN", 1),
+        ("TOGETHER_MIN", 2),
     ):
         monkeypatch.setattr(recently_finished, name, number)
     monkeypatch.setattr(segments, "OVERLAP_MAX", 0)
