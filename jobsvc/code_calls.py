@@ -47,7 +47,10 @@ def load_call(payload: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
     """Function, arguments and named arguments. Raises CodeNotLoaded."""
     by = None
     if head := head_bytes(payload):
-        by = msgspec.json.decode(payload[:head], type=PickledBy)
+        try:
+            by = msgspec.json.decode(payload[:head], type=PickledBy)
+        except msgspec.MsgspecError as error:
+            raise CodeNotLoaded(f"nothing says what pickled the code of this job: {error}") from error
         payload = payload[head:]
         if difference := _difference(by):
             raise CodeNotLoaded(difference)

@@ -22,6 +22,13 @@ from .values import encode_value
 _BYTES = (bytes, bytearray, memoryview)
 
 
+class JobKilled(SystemExit):
+    """The worker has asked this job to end: it was cancelled, or its time is over.
+
+    A SystemExit, because that is what event loops let through.
+    """
+
+
 class NoSecondRun(Exception):
     """This job would end so in every run. `kind` is the type that its error shows."""
 
@@ -58,6 +65,11 @@ def call_by_value(payload: bytes) -> Call:
         return function, args, kwargs, result_type(function)
     except CodeNotLoaded as error:
         raise NoSecondRun("CodeNotLoaded", str(error)) from error
+    except (JobKilled, MemoryError):
+        raise
+    except BaseException as error:  # a module that leaves as it is imported
+        detail = f"the code that came with this job cannot be loaded here: {type(error).__name__}"
+        raise NoSecondRun("CodeNotLoaded", detail) from error
 
 
 def check_fits(call: Call, error: TypeError, inside: TracebackType | None) -> None:
@@ -76,13 +88,17 @@ def check_fits(call: Call, error: TypeError, inside: TracebackType | None) -> No
 def write_result(value: Any, bytes_max: int, returns: ValueType | None = None) -> tuple[str, bytes]:
     """Content and bytes of what a task returned. Raises NoSecondRun."""
     content = "json"
-    if isinstance(value, _BYTES):
-        content, data = "raw", bytes(value)
-    else:
-        try:
+    try:
+        if isinstance(value, _BYTES):
+            content, data = "raw", bytes(value)
+        else:
             data = encode_value(value) if returns is None else returns.encode_result(value)
-        except InvalidRequest as error:
-            raise _not_storable(value, error) from error
+    except InvalidRequest as error:
+        raise _not_storable(value, error) from error
+    except (JobKilled, MemoryError):
+        raise
+    except BaseException as error:  # of the value's own code
+        raise _not_storable(value, InvalidRequest(f"{type(error).__name__} as it was written")) from error
     if len(data) > bytes_max:
         detail = f"the result has {len(data)} bytes, more than the {bytes_max} that are allowed"
         raise NoSecondRun("ResultNotStorable", detail)

@@ -6,6 +6,10 @@ after a change of session and the death of what was in between. One system call 
 What is left when the task has returned gets SIGTERM, the time of a kill to end in, and SIGKILL. Only then
 does the job end: what it said until then is the job's, and none of it is there for the next one. What the
 tasks' modules started as they were imported is nobody's leftover: it stays.
+
+multiprocessing starts processes of its own, for shared memory and for the methods spawn and forkserver. They
+ignore SIGTERM, and end when nobody holds their pipe: it is closed, and the next job that needs them starts
+others. Shared memory that is still open then has lost its name, so that process is renewed.
 """
 
 from __future__ import annotations
@@ -13,13 +17,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
+from typing import Any
 
 from .process_tree import children_of, descendants_of
 
 _P_ALL = 0
 _ANY_CHILD = os.WNOHANG | os.WEXITED | os.WNOWAIT | 0x4000_0000  # __WALL: of every kind; none is buried
 _LOOK_SECONDS = 0.002
+_TRACKERS = ("multiprocessing", "joblib.externals.loky.backend", "loky.backend")
+_SHARED_MEMORY = b" /dev/shm/"
 _AFTER_KILL_SECONDS_MAX = 1.0  # then the process ends, and the worker goes on killing
 
 
@@ -39,10 +47,12 @@ class JobChildren:
         return bool(self._waitid(_P_ALL, 0, None, _ANY_CHILD) == 0)
 
     def end(self) -> bool:
-        """End all that is left. True if something of it still ran."""
+        """End all that is left. True if something of it still ran, or is missed."""
         left = self._living()
         if not left:
             return False
+        helpers = _release_helpers()
+        is_missed = bool(left - helpers) or _has_shared_memory()
         asked: set[int] = set()
         kill_at = self._clock() + self._grace_seconds
         while left and self._clock() < kill_at + _AFTER_KILL_SECONDS_MAX:
@@ -52,7 +62,7 @@ class JobChildren:
             asked |= left
             self._sleep(_LOOK_SECONDS)
             left = self._living()
-        return True
+        return is_missed
 
     def _living(self) -> set[int]:
         """Those that run. What has ended is buried."""
@@ -62,6 +72,28 @@ class JobChildren:
                 living.add(pid)
                 living.update(descendants_of(pid))
         return living
+
+
+def _release_helpers() -> set[int]:
+    """Let go of the processes of multiprocessing's own. Their numbers."""
+    released: set[int] = set()
+    for package in _TRACKERS:
+        tracker: Any = getattr(sys.modules.get(f"{package}.resource_tracker"), "_resource_tracker", None)
+        if getattr(tracker, "_fd", None) is not None:
+            os.close(tracker._fd)
+            released.add(tracker._pid)
+            tracker._fd = tracker._pid = None
+    server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
+    if getattr(server, "_forkserver_alive_fd", None) is not None:
+        os.close(server._forkserver_alive_fd)
+        released.add(server._forkserver_pid)
+        server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None
+    return released
+
+
+def _has_shared_memory() -> bool:
+    with open("/proc/self/maps", "rb") as maps:
+        return any(_SHARED_MEMORY in line for line in maps)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

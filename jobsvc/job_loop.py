@@ -29,6 +29,7 @@ class JobLoop:
     _loop: Any  # what it has to do is in attributes that are Python's own affair
     _has_run: bool  # since they were last looked at
     _is_heard: bool
+    _slow_seconds: float
 
     def __init__(self) -> None:
         self._policy = _policy()
@@ -55,7 +56,7 @@ class JobLoop:
             self._renew()
         elif not (_policy() is self._policy and self._threads._loop is loop):
             self._make_default()
-        if not (self._has_run or all_of_it or loop._ready or loop._scheduled):
+        if not (self._has_run or all_of_it or loop._ready or loop._scheduled or loop._stopping):
             return False
         self._has_run = not self._is_heard
         if asyncio._get_running_loop() is not None:
@@ -63,7 +64,17 @@ class JobLoop:
         self._loop.set_exception_handler(None)
         self._loop.set_task_factory(None)
         self._loop.set_debug(self._debug)
+        if self._is_heard:
+            self._reopen()
         return self._end_rest()
+
+    def _reopen(self) -> None:
+        """What ends a part of a loop ends it for good; this loop goes on."""
+        loop = self._loop
+        loop._stopping = loop._asyncgens_shutdown_called = False
+        loop.slow_callback_duration = self._slow_seconds
+        if loop._executor_shutdown_called:
+            loop._executor_shutdown_called, loop._default_executor = False, None
 
     def _end_rest(self) -> bool:
         loop = self._loop
@@ -100,6 +111,7 @@ class JobLoop:
         if not self._is_heard:
             return
         run_forever = self._loop.run_forever
+        self._slow_seconds = self._loop.slow_callback_duration
 
         def heard() -> None:
             self._has_run = True

@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 import msgspec
 from setproctitle import setproctitle
 
-from .job_calls import Call, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
+from .job_calls import Call, JobKilled, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
 from .job_frames import LENGTH, READY, RENEWED, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
 from .job_loop import JobLoop
@@ -54,13 +54,7 @@ _IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
 _INTERRUPTIONS_MAX = 100
 _QUICK_SECONDS = 0.00002  # in less no process is started, and no file opened and closed
 _TITLE_IDLE = "jobsvc job (idle)"
-
-
-class JobKilled(SystemExit):
-    """The worker has asked this job to end: it was cancelled, or its time is over.
-
-    A SystemExit, because that is what event loops let through.
-    """
+_traceback_of = vars(BaseException)["__traceback__"].__get__  # whatever a class makes of it
 
 
 class _TaskUnknown(Exception):
@@ -327,19 +321,20 @@ class JobProcess:
 
     def _error_info(self, error: BaseException) -> ErrorInfo:
         kind = type(error)
-        name = (
-            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        )
-        own_frames = error.__traceback__
+        try:
+            name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+        except BaseException as second:  # of its own code, which may raise anything, here and below
+            name = f"(its name cannot be had: {type(second).__name__})"
+        own_frames = _traceback_of(error)
         while own_frames is not None and own_frames.tb_frame.f_code.co_filename == __file__:
             own_frames = own_frames.tb_next
         try:
-            message = str(error)
-        except Exception as second:
+            message = str.__str__(str(error))
+        except BaseException as second:
             message = f"(its text cannot be had: {type(second).__name__})"
         try:
             text = "".join(traceback.format_exception(kind, error, own_frames))
-        except Exception as second:
+        except BaseException as second:
             text = f"(its traceback cannot be had: {type(second).__name__})"
         return self._cut(ErrorInfo(name, message, text))
 
@@ -352,7 +347,7 @@ class JobProcess:
 
 def cut_text(text: str, bytes_max: int) -> str:
     """The text as UTF-8 within the bound: head and tail are kept, the middle goes. Never fails."""
-    data = text.encode("utf-8", "backslashreplace")
+    data = str.encode(text, "utf-8", "backslashreplace")
     if len(data) <= bytes_max:
         return data.decode()
     gap = b"\n... cut ...\n"

@@ -17,9 +17,11 @@ import faulthandler
 import os
 import random
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 from . import tripwires
+from .library_traits import library_traits
 from .process_traits import Trait, renew_handlers, rights, system_traits
 from .python_traits import hook_traits, hooks, switch_traits
 
@@ -29,8 +31,7 @@ class ProcessState:
 
     def __init__(self) -> None:
         self.called: set[str] = set()  # what functions of Python's may have changed: see `tripwires`
-        self._traits: dict[str, Trait] = {}
-        self._fresh: dict[str, Any] = {}
+        self._traits: dict[str, tuple[Trait, Any]] = {}  # and what it reads when it is fresh
         self._hooks: tuple[Any, ...] | None = None
         self._seeds: tuple[Any, ...] | None = None
         self._decimal: decimal.Context | None = None
@@ -45,9 +46,8 @@ class ProcessState:
         self._umask, self._set_umask = os.umask(0o022), os.umask  # a job may replace that of the module
         os.umask(self._umask)
         self._read_hooks = hooks()
-        traits = [*system_traits(), *hook_traits(), *switch_traits(), rights()]
-        self._traits = {each.name: each for each in traits}
-        self._fresh = {name: _copy(each.read()) for name, each in self._traits.items()}
+        traits = [*system_traits(), *hook_traits(), *switch_traits(), *library_traits(), rights()]
+        self._traits = {each.name: (each, _copy(each.read())) for each in traits}
         self._hooks = _copy(self._read_hooks())
         self._hook_names = [each.name for each in hook_traits()]
         self._seeds = random.getstate() if tripwires.SEEDS in self.called else None
@@ -74,43 +74,47 @@ class ProcessState:
 
     def put_all(self) -> list[str]:
         """Read everything, and put back what differs. Names what cannot be put back."""
-        left = self._put_called()
-        left += self._put(list(self._traits))
-        self.called.clear()  # by ourselves
+        left = self._put(self._traits)
+        left += self._put_unread()
+        self.called.clear()  # by ourselves, too
         return left
 
     def _put_called(self) -> list[str]:
-        called = set(self.called)
+        names = dict.fromkeys(self._hook_names)
+        if self.called - tripwires.NO_TRAITS:
+            every = tripwires.EVERYTHING in self.called
+            names.update(dict.fromkeys(name for name in self._traits if every or name in self.called))
+        left = self._put(names)
+        left += self._put_unread()
+        self.called.clear()  # by ourselves, too
+        return left
+
+    def _put_unread(self) -> list[str]:
+        """What nothing tells but that it was called."""
+        called = self.called
         if tripwires.SEEDS in called:
             self._put_seeds()
         if tripwires.FAULTS in called:
             faulthandler.cancel_dump_traceback_later()
         if tripwires.INTERRUPTIONS in called:
             renew_handlers()
-        names = list(self._hook_names)
-        if called - tripwires.NO_TRAITS:
-            every = tripwires.EVERYTHING in called
-            names += [name for name in self._traits if every or name in called]
-        left = self._put(names)
-        if tripwires.FOR_GOOD in called:
-            left.append(tripwires.FOR_GOOD)
-        self.called.clear()  # by ourselves, too
+        return [tripwires.FOR_GOOD] if tripwires.FOR_GOOD in called else []
+
+    def _put(self, names: Iterable[str]) -> list[str]:
+        left = []
+        for name in names:
+            (_, read, put_back), fresh = self._traits[name]
+            try:
+                if read() == fresh:
+                    continue
+                if put_back is not None:
+                    put_back(fresh)
+                    if read() == fresh:
+                        continue
+            except Exception:  # no right to it, or a handler of the job's that came in between
+                pass
+            left.append(name)
         return left
-
-    def _put(self, names: list[str]) -> list[str]:
-        return [name for name in dict.fromkeys(names) if not self._is_put(name)]
-
-    def _is_put(self, name: str) -> bool:
-        trait, fresh = self._traits[name], self._fresh[name]
-        try:
-            if trait.read() == fresh:
-                return True
-            if trait.put_back is None:
-                return False
-            trait.put_back(fresh)
-            return bool(trait.read() == fresh)
-        except Exception:  # no right to it, or a handler of the job's that came in between
-            return False
 
     def _put_seeds(self) -> None:
         if self._seeds is None:

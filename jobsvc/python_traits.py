@@ -1,34 +1,21 @@
 """What the interpreter keeps for everybody, and a job may change: hooks, filters, loggers, locale, loops.
 
-Values of modules are nobody's business but their own, with two exceptions: lists and hooks that all of
-Python goes through are put back, and a process in which functions of the standard library were replaced is
-renewed.
+Values of modules are nobody's business but their own, except for lists and hooks that all of Python goes
+through. `library_traits` has those of the standard library.
 """
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import datetime
 import decimal
 import faulthandler
 import gc
-import io
-import json
 import locale
 import logging
-import os
-import posixpath
-import random
-import select
-import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import tracemalloc
 import warnings
 from collections.abc import Callable
@@ -42,11 +29,9 @@ _SYS_HOOKS = ["excepthook", "unraisablehook", "displayhook", "breakpointhook", "
 _SYS_HOOKS += ["tracebacklimit"]
 _IMPORTERS = ("meta_path", "path_hooks")
 _BUILTINS = ("print", "open", "input", "__import__")
-_STANDARD: list[ModuleType] = [asyncio, builtins, datetime, io, json, logging, os, posixpath, random, select]
-_STANDARD += [shutil, signal, socket, subprocess, tempfile, threading, time]
 _DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 _of_sys = itemgetter(*_SYS_HOOKS, "path", "argv", *_IMPORTERS)
-_of_warnings = itemgetter("filters", "showwarning", "formatwarning")
+_of_warnings = itemgetter("filters", "showwarning", "formatwarning", "defaultaction")
 _of_builtins = itemgetter(*_BUILTINS)
 _of_root = itemgetter("level", "handlers", "filters")
 _GONE = object()  # in place of an attribute that was deleted
@@ -90,6 +75,7 @@ def hook_traits() -> list[Trait]:
         _warning_filters(),
         _attribute(warnings, "showwarning"),
         _attribute(warnings, "formatwarning"),
+        _attribute(warnings, "defaultaction"),
         *(_attribute(builtins, name) for name in _BUILTINS),
         Trait("root logger", _read_root, _put_root),
         _attribute(threading, "excepthook"),
@@ -128,7 +114,7 @@ def switch_traits() -> list[Trait]:
         Trait("fault handler", faulthandler.is_enabled, _put_faulthandler),
         Trait("tracemalloc", tracemalloc.is_tracing, _put_tracing),
         Trait("decimal.DefaultContext", _read_decimal, _put_decimal),
-        Trait("the standard library", _replaced_functions()),
+        *(_attribute(sys, f"__{name}__") for name in ("stdin", "stdout", "stderr")),
     ]
 
 
@@ -296,7 +282,7 @@ def _named_loggers() -> list[tuple[str, Any]]:
     return list(logging.root.manager.loggerDict.items())
 
 
-# --- decimal, and the standard library ------------------------------------------------------------
+# --- decimal --------------------------------------------------------------------------------------
 
 
 def _read_decimal() -> list[Any]:
@@ -309,27 +295,3 @@ def _put_decimal(fresh: list[Any]) -> None:
     decimal.DefaultContext.traps.update(traps)
     for name, value in zip(_DECIMAL, values, strict=True):
         setattr(decimal.DefaultContext, name, value)
-
-
-def _replaced_functions() -> Callable[[], list[str]]:
-    """Reads the names of functions and classes of well-known modules that are not what they were."""
-    fresh = []
-    for module in _STANDARD:
-        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        values_of = itemgetter(*names)
-        fresh.append((module, names, values_of, values_of(vars(module))))
-
-    def read() -> list[str]:
-        replaced = []
-        for module, names, values_of, values in fresh:
-            now = vars(module)
-            try:
-                if values_of(now) == values:
-                    continue
-            except KeyError:
-                pass  # one was deleted
-            pairs = zip(names, values, strict=True)
-            replaced += [f"{module.__name__}.{name}" for name, value in pairs if now.get(name) is not value]
-        return replaced
-
-    return read

@@ -43,7 +43,7 @@ LAYERS = {
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
           process_tree job_output job_children job_streams job_loop
-          tripwires process_traits python_traits process_state process_growth
+          tripwires process_traits python_traits library_traits dict_versions process_state process_growth
           code_calls job_calls job_process job_child project_code job_start job_deaths hold_back
           runner_news job_runner door_tasks
           leader_links ray_code ray_versions raylet_log autoscaler_view pool_environments manager_actor

@@ -6,22 +6,28 @@ import asyncio
 import atexit
 import builtins
 import contextvars
+import csv
 import ctypes
 import decimal
 import faulthandler
 import gc
+import http.client
+import json
 import locale
 import logging
+import multiprocessing
 import os
 import random
 import resource
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
 import time
 import tracemalloc
+import urllib.request
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -485,6 +491,53 @@ def loop_in_debug() -> None:
     loop = asyncio.get_event_loop_policy().get_event_loop()
     loop.run_until_complete(asyncio.sleep(0.0001))
     loop.set_debug(True)
+
+
+@bend(lambda: _loop().run_until_complete(asyncio.sleep(0.001, "slept")))
+def loop_stopped() -> None:
+    _loop().stop()
+    _loop().slow_callback_duration = 9.0
+
+
+@bend(lambda: _loop().run_until_complete(_in_a_thread()))
+def executor_shut_down() -> None:
+    """As for ever: nothing could be run in a thread by any later job."""
+    _loop().run_until_complete(_in_a_thread())
+    _loop().run_until_complete(_loop().shutdown_default_executor())
+
+
+def _loop() -> Any:
+    return asyncio.get_event_loop_policy().get_event_loop()
+
+
+async def _in_a_thread() -> int:
+    return await asyncio.to_thread(abs, -1)
+
+
+@bend(lambda: [csv.field_size_limit(), threading.current_thread().name, sys.modules["csv"] is csv])
+def library() -> None:
+    csv.field_size_limit(10)
+    threading.current_thread().name = "bent"
+    sys.modules["csv"] = json
+
+
+@bend(lambda: [ssl._create_default_https_context.__name__, urllib.request._opener])  # type: ignore[attr-defined]
+def web_clients() -> None:
+    """The next one would not look at certificates."""
+    ssl._create_default_https_context = ssl._create_unverified_context
+    urllib.request.install_opener(urllib.request.build_opener())
+
+
+@bend(lambda: multiprocessing.get_start_method(allow_none=True))
+def start_method() -> None:
+    """It can be set once in a process."""
+    multiprocessing.set_start_method("spawn")
+
+
+@bend(lambda: [json.JSONEncoder.default.__name__, http.client.HTTPConnection.debuglevel])
+def standard_class() -> None:
+    json.JSONEncoder.default = lambda *_: "bent"  # type: ignore[method-assign]
+    http.client.HTTPConnection.debuglevel = 1
 
 
 @bend(lambda: sys.stdin.read())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver, resource_tracker, shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,29 @@ def use_the_pool() -> int:
     if not _pools:
         _pools.append(_FORK.Pool(2))
     return int(_pools[0].apply_async(abs, (-1,)).get(10))
+
+
+@task
+def use_shared_memory() -> int:
+    """multiprocessing starts a process that keeps books of it. Returns its pid."""
+    shared = shared_memory.SharedMemory(create=True, size=1000)
+    shared.close()
+    shared.unlink()
+    return int(resource_tracker._resource_tracker._pid or 0)  # type: ignore[attr-defined]
+
+
+@task
+def keep_shared_memory() -> int:
+    _pools.append(shared_memory.SharedMemory(create=True, size=1000))
+    return int(resource_tracker._resource_tracker._pid or 0)  # type: ignore[attr-defined]
+
+
+@task
+def use_a_fork_server() -> int:
+    """Returns its pid."""
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        pool.apply(abs, (-1,))
+    return int(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
 @task

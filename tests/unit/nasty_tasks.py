@@ -140,9 +140,30 @@ def raise_it(what: str) -> None:
         "GeneratorExit": GeneratorExit(),
         "ValueError": ValueError("no good: é"),
         "Mute": Mute(),
+        "Interrupting": Interrupting(),
+        "Unnamed": Unnamed(),
         "RecursionError": RecursionError("deep"),
         "long": ValueError("x" * 1_000_000),
     }[what]
+
+
+class Interrupting(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    @property
+    def __cause__(self) -> None:  # type: ignore[override]
+        raise KeyboardInterrupt
+
+
+class _WithoutName(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise SystemExit
+
+
+class Unnamed(Exception, metaclass=_WithoutName):
+    pass
 
 
 class Mute(Exception):
@@ -171,7 +192,15 @@ def give_back(what: str) -> object:
         "nan": {"loss": float("nan")},
         "number as key": {1: "a"},
         "surrogate": "\ud800",
+        "evil": Evil(a=1),
     }[what]
+
+
+class Evil(dict[str, int]):
+    def __eq__(self, other: object) -> bool:
+        raise SystemExit
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @task

@@ -79,6 +79,26 @@ async def test_a_pool_in_a_modules_global_works_in_every_job() -> None:
         assert [await result_of(here, "use_the_pool") for _ in range(3)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("task", ["use_shared_memory", "use_a_fork_server"])
+def test_what_multiprocessing_starts_for_itself_ends_at_once_and_costs_no_process(task: str) -> None:
+    async def story() -> None:
+        async with desk(tasks=(LEAVING,), kill_grace_seconds=600) as here:  # it takes no notice of SIGTERM
+            pid = await result_of(here, "own_pid")
+            for _ in range(2):
+                assert not is_alive(await result_of(here, task))
+            assert await result_of(here, "own_pid") == pid
+
+    asyncio.run(story())
+
+
+@told
+async def test_shared_memory_that_a_job_keeps_costs_its_process() -> None:
+    async with desk(tasks=(LEAVING,)) as here:
+        pid = await result_of(here, "own_pid")
+        assert not is_alive(await result_of(here, "keep_shared_memory"))
+        assert await result_of(here, "own_pid") != pid
+
+
 @told
 async def test_a_child_that_has_ended_is_buried_and_costs_no_process() -> None:
     async with desk(tasks=(LEAVING,)) as here:

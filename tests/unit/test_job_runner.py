@@ -201,13 +201,15 @@ def test_what_a_task_raises_is_reported_and_the_process_lives(what: str) -> None
 @told
 async def test_errors_are_cut_and_never_fail_themselves() -> None:
     async with desk(error_bytes_max=2000) as here:
-        long, mute, deep, recursion = await here.run(
+        long, mute, deep, recursion, interrupting, unnamed = await here.run(
             job("raise_it", "long"),
             job("raise_it", "Mute"),
             job("raise_it", "RecursionError"),
             job("recurse"),
+            job("raise_it", "Interrupting"),
+            job("raise_it", "Unnamed"),
         )
-        for end in (long, mute, deep, recursion):
+        for end in (long, mute, deep, recursion, interrupting, unnamed):
             assert end.outcome is Outcome.RAISED and end.error is not None
             assert len(end.error.message.encode()) + len(end.error.traceback.encode()) <= 2000
         assert long.error is not None and "... cut ..." in long.error.message
@@ -227,6 +229,7 @@ async def test_errors_are_cut_and_never_fail_themselves() -> None:
         ("set", "result: JSON has no word for a value of type set"),
         ("number as key", "result: the keys of an object are texts in JSON, and 1 is"),
         ("large", "3000000 bytes"),
+        ("evil", "SystemExit as it was written"),
     ],
 )
 def test_a_result_that_cannot_be_stored_is_named(what: str, words: str) -> None:

@@ -17,9 +17,11 @@ from .job_desk import Desk, Place, desk, job, told
 BENDING = "tests.unit.bending_tasks"
 # what no function of Python's sets, and only a look at everything shows
 IN_C = {"folder_in_c", "environment_in_c", "handlers_in_c", "dumpable", "new_privileges"}
-IN_C |= {"out_of_memory_score", "default_decimals", "standard_library"}
+IN_C |= {"out_of_memory_score", "default_decimals", "standard_library", "standard_class", "library"}
+IN_C |= {"web_clients", "start_method"}
 # what another process has
 FOR_GOOD = {"handlers_in_c", "new_privileges", "standard_library", "standard_input_closed", "audit_hook"}
+FOR_GOOD |= {"standard_class"}
 BY_RIGHTS = {"limit_for_good", "priority", "users", "out_of_memory_score"}  # who has them can put it back
 
 
