@@ -100,6 +100,8 @@ def status_rows(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "last commit", f"{commits['age_seconds']:.1f} s ago"
     for warning in (document.get("clock") or {}).get("warnings", ()):
         yield "clock", warning
+    for each in document.get("unserved", ()):
+        yield "tasks", each
     if document.get("code_problem"):
         yield "code", document["code_problem"]
     for state in STATES:

@@ -14,3 +14,7 @@ class ClockView(msgspec.Struct, array_like=True):
     jump_seconds: float  # by which the journal's time last jumped at a start, and when; 0: never
     jumped_at: float
     ages_count_from: float  # nothing is retired because of its age until the journal's time is this
+
+    @property
+    def log_time(self) -> float:
+        return self.now + (self.ahead_seconds or 0.0)

@@ -6,6 +6,7 @@ Nothing here is an error. No safety depends on a clock; but what people see does
 from __future__ import annotations
 
 from .clock_view import ClockView
+from .queue_state import GREAT_JUMP_SECONDS
 
 TOLD_SECONDS = 2.0  # less than that is the way of an answer, and a `Date` of whole seconds
 _UNITS = ((86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes"))
@@ -34,6 +35,16 @@ def journal_words(ahead_seconds: float | None) -> str | None:
     )
 
 
+def rest_words(ahead_seconds: float | None) -> str | None:
+    """How far the journal's time would jump if the service was started now, if that is far."""
+    if ahead_seconds is None or -ahead_seconds < GREAT_JUMP_SECONDS:
+        return None
+    return (
+        f"the journal's last record is {length(ahead_seconds)} old by this machine's clock: at a start the "
+        f"journal's time jumps by that, so set the clock right first if it is wrong"
+    )
+
+
 def store_words(ahead_seconds: float | None) -> str | None:
     """How far the store's clock is off, if it is."""
     if ahead_seconds is None or abs(ahead_seconds) < TOLD_SECONDS:
@@ -45,7 +56,7 @@ def store_words(ahead_seconds: float | None) -> str | None:
 def clock_words(clock: ClockView) -> list[str]:
     """All that there is to say of a manager's clock."""
     found = [journal_words(clock.ahead_seconds), store_words(clock.store_ahead_seconds)]
-    log_time = clock.now + (clock.ahead_seconds or 0.0)
+    log_time = clock.log_time
     if clock.jump_seconds and log_time < clock.ages_count_from:
         left = clock.ages_count_from - log_time
         found.append(

@@ -387,6 +387,7 @@ class History(msgspec.Struct, array_like=True, tag="history"):
     step_seconds: float
     points: list[HistoryPoint]
     takeovers: list[Takeover]
+    now: float = 0.0
 
 
 class Pulse(msgspec.Struct, array_like=True):
@@ -404,6 +405,7 @@ class Pulse(msgspec.Struct, array_like=True):
     workers: dict[str, int] = {}  # state -> workers; the leader knows
     pools: list[PoolView] = []
     mark: int = 0  # another one after jobs or queues have changed
+    unserved: dict[str, int] = {}  # jobs by the task that they wait for in vain; the leader knows
 
 
 class PartProblem(msgspec.Struct, array_like=True):
@@ -454,23 +456,7 @@ Query = (
     | GetQueues
     | GetWorkers
 )
-Request = (
-    Enqueue
-    | Cancel
-    | Retry
-    | ChangeMatching
-    | PatchQueue
-    | Pull
-    | GetJobs
-    | GetPayload
-    | ListJobs
-    | CountMatching
-    | GetFailures
-    | GetHistory
-    | ReadFeed
-    | GetQueues
-    | GetWorkers
-)
+Request = Command | Query
 Reply = (
     Accepted
     | Changed

@@ -47,7 +47,7 @@ def find_service(service: str = "jobsvc", run_dir: Path | None = None) -> Servic
     """What `up` wrote down, whether or not it still lives."""
     try:
         return msgspec.json.decode(discovery_file(service, run_dir).read_bytes(), type=ServiceInfo)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except msgspec.DecodeError:
         return None  # half a file of a crash long ago: as good as none

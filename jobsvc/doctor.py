@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from .clock_words import TOLD_SECONDS, journal_words, store_words
-from .discovery import run_dir_from_environment
+from .client import Client
+from .clock_words import TOLD_SECONDS, journal_words, rest_words, store_words
+from .discovery import find_service, run_dir_from_environment
 from .errors import InvalidRequest, JobsvcError
 from .pool_environments import check_pools, unserved, with_absolute_paths
 from .ports import free_port
@@ -39,6 +40,7 @@ DISK_FREE_BYTES_MIN = 1024 * MIB
 MEMORY_BYTES_MIN = 2048 * MIB
 CLOCK_YEAR_MIN = 2026  # a clock before this was never set
 COMMAND_LENGTH_MAX = 80
+ASK_SECONDS = 1.0  # the service, if one runs
 TIME_ERROR = 5  # what adjtimex(2) answers where nothing keeps the clock right
 TIMEX_BYTES = 512  # more than the kernel's struct timex has
 
@@ -183,18 +185,37 @@ def _clock() -> Finding:
 
 
 def _clocks(settings: Settings) -> list[Finding]:
-    """The journal's time and the store's clock beside this one."""
+    """The journal's time and the store's clock beside this one; what a running service says of its own."""
     try:
         journal_ahead, store_ahead = check_clocks(prepared(settings))
     except JobsvcError:
         return []  # what is wrong with the store has its own row
-    found = []
-    if journal_ahead is not None and journal_ahead >= TOLD_SECONDS:  # behind it is after any rest
-        found.append(Finding("clock", True, f"warning: {journal_words(journal_ahead)}"))
+    told = _told_by_service(settings)
+    if told is None:
+        words = rest_words(journal_ahead)
+        if journal_ahead is not None and journal_ahead >= TOLD_SECONDS:
+            words = journal_words(journal_ahead)
+        told = [words] if words else []
+    found = [Finding("clock", True, f"warning: {each}") for each in told]
     if store_ahead is not None:
         words = store_words(store_ahead)
         found.append(Finding("clock", words is None, words or "as the store's"))
     return found
+
+
+def _told_by_service(settings: Settings) -> list[str] | None:
+    """What the leader warns of, a jump of the journal's time among it; None if nobody leads here."""
+    try:
+        if find_service(settings.service) is None:
+            return None
+        with Client(service=settings.service, deadline_seconds=ASK_SECONDS) as client:
+            status = client.status()
+    except (JobsvcError, OSError):
+        return None  # it is down, or what is known of it may not be read
+    if status["service"] != settings.service or not status.get("clock"):
+        return None
+    warnings: list[str] = status["clock"]["warnings"]
+    return warnings
 
 
 def _is_kept_right() -> bool:

@@ -21,10 +21,11 @@ from starlette.responses import Response
 from . import commands as c
 from .errors import InvalidRequest, Refusal, Refused
 from .gateway import Gateway
+from .http_clock import Time, time_text
 from .http_errors import cut
 from .http_jobs import PAGE_MAX, SEQ_MAX, json_response
 from .http_requests import Bodies, content_kind, key_and_fingerprint, query_values, whole_number
-from .http_views import SHORT_TEXT, Id, StateName, Time, time_text
+from .http_views import SHORT_TEXT, Id, StateName
 from .jobs import State, id_text
 
 WORK_SECONDS = 1.0  # of one request; a slice more

@@ -27,7 +27,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from . import commands as c
 from .errors import InvalidRequest
-from .http_views import AnyJson, ErrorDocument, Id, StateName, Time, error_document, small_value, time_text
+from .http_clock import Time, time_text
+from .http_views import AnyJson, ErrorDocument, Id, StateName, error_document, small_value
 from .jobs import id_text
 
 CURSOR_PATTERN = r"^(-1|[0-9]{1,18})(\.[0-9a-f]{12})?$"

@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from . import commands as c
 from .gateway import Gateway
+from .http_clock import Time, optional_time, time_text
 from .http_jobs import json_response
 from .http_requests import query_values, seconds_number
 from .http_streams import StreamRoutes, event, wants_events
@@ -30,11 +31,8 @@ from .http_views import (
     ManagerDocument,
     PoolDocument,
     StateName,
-    Time,
     WorkersDocument,
-    optional_time,
     status_document,
-    time_text,
     workers_document,
 )
 from .manager_status import leader_of
@@ -81,6 +79,7 @@ class SummaryDocument(msgspec.Struct, kw_only=True):
     workers: Annotated[dict[str, int] | None, Meta(description="by state; null while nobody leads")]
     pools: list[PoolDocument]
     ray_dashboard_url: str | None
+    warnings: Annotated[list[str], Meta(description="of clocks, and of jobs that wait in vain")]
 
 
 class TakeoverDocument(msgspec.Struct):
@@ -179,7 +178,7 @@ class LiveRoutes:
         if "seconds" in values:
             seconds = seconds_number("seconds", values["seconds"], HISTORY_SECONDS_MAX)
         history = await self._gateway.get(c.GetHistory(seconds), c.History)
-        return json_response(history_document(history, self._gateway.wall()))
+        return json_response(history_document(history))
 
 
 def summary_document(
@@ -221,6 +220,7 @@ def summary_document(
         workers=pulse.workers if leader is not None else None,
         pools=_pools(pulse),
         ray_dashboard_url=ray_dashboard_url,
+        warnings=[*(status.clock.warnings if status.clock is not None else ()), *status.unserved],
     )
 
 
@@ -229,7 +229,7 @@ def _pools(pulse: c.Pulse) -> list[PoolDocument]:
     return document.pools
 
 
-def history_document(history: c.History, now: float) -> HistoryDocument:
+def history_document(history: c.History) -> HistoryDocument:
     points = [[round(getattr(point, name), 3) for name in COLUMNS] for point in history.points]
     takeovers = [TakeoverDocument(each.epoch, time_text(each.at)) for each in history.takeovers]
-    return HistoryDocument(time_text(now), history.step_seconds, list(COLUMNS), points, takeovers)
+    return HistoryDocument(time_text(history.now), history.step_seconds, list(COLUMNS), points, takeovers)

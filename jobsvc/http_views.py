@@ -6,24 +6,21 @@ whole numbers. Fields may be added; none is renamed or removed within `/v1`.
 
 from __future__ import annotations
 
-import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from . import commands as c
-from .clock_view import ClockView
-from .clock_words import clock_words
+from .http_clock import ClockDocument, Time, clock_document, optional_time, service_time, time_text
 from .http_errors import cut
 from .http_mount import mounted
 from .jobs import AttemptRecord, ErrorInfo, Result, State, id_text
-from .manager_status import commit_problem, lag_records, leader_of, percentile
+from .manager_status import commit_problem, lag_records, leader_of, percentile, unserved_words
 from .ray_links import ActorId, RayUrl, actor_link
 
 SHORT_TEXT = 500  # of an error in a list
 
-Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 StateName = Literal["scheduled", "queued", "running", "succeeded", "failed", "cancelled"]
 OutcomeName = Literal["succeeded", "raised", "timed_out", "crashed", "lost", "cancelled", "released"]
@@ -228,16 +225,6 @@ class CommitDocument(msgspec.Struct):
     count: int
 
 
-class ClockDocument(msgspec.Struct):
-    """The journal's time beside the clock of the leader's machine, and that of the store."""
-
-    journal_ahead_seconds: Annotated[float | None, Meta(description="of that clock; below 0: behind")]
-    store_ahead_seconds: Annotated[float | None, Meta(description="null: the store has no clock of its own")]
-    jump_seconds: Annotated[float, Meta(description="of the journal's time, at a start from rest")]
-    jumped_at: Time | None
-    warnings: list[str]
-
-
 class StatusDocument(msgspec.Struct, kw_only=True):
     service: str
     now: Time
@@ -253,6 +240,7 @@ class StatusDocument(msgspec.Struct, kw_only=True):
     pools: list[PoolDocument] | None
     ray_dashboard_url: str | None
     code_problem: Annotated[str | None, Meta(description="how the files of the tasks differ from what runs")]
+    unserved: Annotated[list[str], Meta(description="tasks that are gone while jobs wait for them")]
 
 
 class TaskDocument(msgspec.Struct, kw_only=True):
@@ -286,17 +274,6 @@ class HealthDocument(msgspec.Struct):
 
 
 encode_json = msgspec.json.Encoder().encode
-
-
-def time_text(seconds: float) -> str:
-    """RFC 3339, UTC, milliseconds. Times beyond the calendar are cut to its ends."""
-    seconds = min(max(seconds, 0.0), 253_402_300_799.0)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z"
-
-
-def optional_time(seconds: float | None) -> str | None:
-    return None if seconds is None else time_text(seconds)
 
 
 def content_type(content: str) -> str:
@@ -440,7 +417,7 @@ def status_document(
     seconds = leader.commit_seconds if leader is not None else []
     return StatusDocument(
         service=service,
-        now=time_text(now),
+        now=time_text(service_time(leader, now)),
         ready=problem is None,
         leader=leader.name if leader is not None else None,
         epoch=best.epoch if best is not None else 0,
@@ -452,22 +429,13 @@ def status_document(
             percentile(seconds, 0.99),
             len(seconds),
         ),
-        clock=_clock(leader.clock) if leader is not None and leader.clock is not None else None,
+        clock=clock_document(leader),
         counts=_all_counts(best.counts if best is not None else {}),
         workers=shown.workers if shown is not None else None,
         pools=shown.pools if shown is not None else None,
         ray_dashboard_url=ray,
         code_problem=code_problem,
-    )
-
-
-def _clock(clock: ClockView) -> ClockDocument:
-    return ClockDocument(
-        None if clock.ahead_seconds is None else round(clock.ahead_seconds, 3),
-        None if clock.store_ahead_seconds is None else round(clock.store_ahead_seconds, 3),
-        round(clock.jump_seconds, 3),
-        time_text(clock.jumped_at) if clock.jump_seconds else None,
-        clock_words(clock),
+        unserved=unserved_words(leader),
     )
 
 

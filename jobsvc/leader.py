@@ -112,6 +112,7 @@ class Leader:
             settings,
             self.pool_views,
             self._loop.time,
+            self.commits.now,
             writer.cluster_id,
         )
         self._jump_seconds = jump_seconds
@@ -138,6 +139,7 @@ class Leader:
             ("time", self._ticks),
             ("retirement", self._retirement.run),
             ("orphans", self._delete_orphans),
+            ("unserved tasks", self.reads.unserved.run),
         ):
             self.begin(self.bulkheads.keep(name, part), name)
         try:
@@ -280,8 +282,8 @@ class Leader:
         """The service's code from now on: every worker hears of it."""
         self._code, self._code_digest = code, code.digest
         self._environments = {pool: code.environment_id(pool) for pool in code.environments}
-        self.reads.known_tasks = frozenset(code.tasks)
-        self.held_tasks.use_tasks(self.reads.known_tasks)
+        self.reads.unserved.known = frozenset(code.tasks)
+        self.held_tasks.use_tasks(self.reads.unserved.known)
         for worker in self.registry.workers.values():
             worker.wake()
 

@@ -9,12 +9,13 @@ import msgspec
 from . import commands as c
 from . import job_views
 from .errors import Refusal
-from .jobs import JobOptions, State
+from .jobs import State
 from .queue_state import QueueState
 from .scaling import since
 from .settings import Settings
 from .state_history import StateHistory
 from .throughput import Throughput
+from .unserved_tasks import UnservedTasks
 from .worker_registry import KnownWorker, WorkerRegistry
 
 STORE_ID_DIGITS = 12  # the last ones of the journal's cluster id, which are random
@@ -32,6 +33,7 @@ class LeaderReads:
         settings: Settings,
         pool_views: Mapping[str, c.PoolView],
         clock: Callable[[], float],
+        now: Callable[[], float],
         cluster_id: bytes,
     ) -> None:
         self._state = state
@@ -41,7 +43,8 @@ class LeaderReads:
         self._settings = settings
         self._pool_views = pool_views
         self._clock = clock
-        self.known_tasks: frozenset[str] | None = None  # of the service's code, where that is known
+        self._now = now  # log time
+        self.unserved = UnservedTasks(state)
         self._store_id = cluster_id.hex()[-STORE_ID_DIGITS:]
 
     def answer(self, query: c.Query) -> c.Reply:
@@ -63,7 +66,9 @@ class LeaderReads:
             case c.GetFailures():
                 return job_views.get_failures(state, query)
             case c.GetHistory():
-                return self._history.read(query.seconds)
+                history = self._history.read(query.seconds)
+                history.now = self._now()
+                return history
             case c.ReadFeed():
                 return job_views.read_feed(state, query, self._store_id)
             case c.GetQueues():
@@ -90,7 +95,7 @@ class LeaderReads:
                 view.actor = self._registry.workers[view.worker].actor
             if view.waiting is None or view.options.queue in self._state.paused:
                 continue
-            if self._is_unknown(view.options):
+            if self.unserved.lacks(view.options):
                 view.waiting = (
                     f"for its task: the service's code has none named {view.options.task!r};"
                     " it is looked for each minute"
@@ -99,13 +104,6 @@ class LeaderReads:
                 waiting = self._pool_waits(self._settings.pool_of(view.options.queue))
                 if waiting is not None:
                     view.waiting += f": {waiting}"
-
-    def _is_unknown(self, options: JobOptions) -> bool:
-        return (
-            self.known_tasks is not None
-            and options.content != "pickle"
-            and options.task not in self.known_tasks
-        )
 
     def workers(self) -> c.Workers:
         now = self._clock()
@@ -157,6 +155,7 @@ class LeaderReads:
         pulse = self._history.pulse(self._state)
         pulse.workers = self.worker_states()
         pulse.pools = self.pools()
+        pulse.unserved = self.unserved.waiting
         return pulse
 
     def worker_states(self) -> dict[str, int]:

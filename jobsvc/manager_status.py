@@ -37,3 +37,13 @@ def lag_records(status: ManagerStatus, leader: ManagerStatus | None) -> int | No
     if status.lag_records is None and leader is not None and status.role == "standby":
         return max(0, leader.applied_records - status.applied_records)
     return status.lag_records
+
+
+def unserved_words(leader: ManagerStatus | None) -> list[str]:
+    """What jobs wait for and will not get, unless somebody does something."""
+    unserved = leader.pulse.unserved if leader is not None and leader.pulse is not None else {}
+    return [
+        f"{count:,} {'job waits' if count == 1 else 'jobs wait'} for task {task!r}, which the service's code"
+        f" does not have: bring it back, or cancel what waits (jobsvc cancel --task {task})"
+        for task, count in unserved.items()
+    ]

@@ -37,8 +37,8 @@ LAYERS = {
     2: """object_store directory_store s3_store faulty_store log_records read_ahead journal snapshots
           store_owner""",
     3: """bulkheads pushed_records tallies worker_registry throughput insistence history_lines log_clock
-          commit_loop
-          retirement orphans held_tasks leasing settling leader_reads leader pool_scaler manager
+          commit_loop held_tasks unserved_tasks
+          retirement orphans leasing settling leader_reads leader pool_scaler manager
           job_frames put_pace worker_objects worker_packs call_pace prefetch attempts payload_fetch
           worker_parts worker simulated_runner tasks flights feed_watch payload_packs gateway""",
     4: """access logs metrics grafana_dashboard ports ray_links manager_status actor_titles builtin_tasks
@@ -50,7 +50,7 @@ LAYERS = {
           worker_actor clock_words
           discovery ray_head serve_proxy service_processes
           http_mount http_access http_docs http_docs_page http_errors http_express http_requests
-          http_job_requests http_views http_feed http_jobs http_bulk http_live http_operations
+          http_job_requests http_clock http_views http_feed http_jobs http_bulk http_live http_operations
           http_page http_service http_streams
           http_api serve_express
           client_async

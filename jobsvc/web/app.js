@@ -167,8 +167,11 @@ function Banners() {
       found.push(["warn", `${manager.name} ${part}`, `${manager.name}: ${part} failed ${count(times)} times since ${clock(Date.parse(since))}: ${text}. The rest goes on, and it is tried again.`]);
     }
   }
+  for (const warning of summary?.warnings ?? []) {
+    found.push(["warn", warning, `${warning[0].toUpperCase()}${warning.slice(1)}.`]);
+  }
   if (Math.abs(skew) > SKEW_MS) {
-    found.push(["warn", "skew", `Your clock is ${duration(Math.abs(skew) / 1000)} ${skew < 0 ? "ahead" : "behind"}; ages use the server's time.`]);
+    found.push(["warn", "skew", `The service's time is ${duration(Math.abs(skew) / 1000)} ${skew < 0 ? "behind" : "ahead of"} your clock; ages use the service's.`]);
   }
   if (summary && store.version && store.version !== summary.version) {
     found.push(["warn", "version", "The service has a new version: reload this page."]);

@@ -388,6 +388,21 @@ def test_connections_that_go_silent_are_given_up_and_opened_again(
         page.close()
 
 
+def test_what_waits_in_vain_and_a_clock_that_is_wrong_are_told(
+    look: Open, service: PageService, client: Client
+) -> None:
+    unserved = service._manager.leader.reads.unserved
+    service.rest()
+    job = client.enqueue("jobsvc.echo", 1)
+    unserved.known = frozenset({"jobsvc.sleep"})
+    page = look(service.url)
+    expect_text(page, ".banner.warn", "1 job waits for task 'jobsvc.echo', .*jobsvc cancel")
+    unserved.known = None
+    service.working = True
+    job.wait(20)
+    page.locator(".banner").wait_for(state="detached")
+
+
 @pytest.fixture
 def full() -> Iterator[PageService]:
     """A million jobs, and a garbage collector as managers have it."""

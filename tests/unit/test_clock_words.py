@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
+from jobsvc import doctor
 from jobsvc.clock_view import ClockView
-from jobsvc.clock_words import clock_words
+from jobsvc.clock_words import clock_words, rest_words
+from jobsvc.discovery import ServiceInfo, write_down
 from jobsvc.object_store import MemoryObjectStore, StoreDate, date_of
-from jobsvc.settings import PoolSettings
+from jobsvc.settings import PoolSettings, Settings
 
 from . import http_world
+from .local_service import LocalService
 from .manager_world import until
 
 DAY = 86_400.0
@@ -57,6 +62,12 @@ def test_a_jump_is_told_and_what_follows_from_it() -> None:
     assert line == "the journal's time has jumped by 3.0 hours at the last start"
 
 
+def test_a_jump_that_a_start_would_make_is_told_if_it_is_great() -> None:
+    assert rest_words(None) is rest_words(-3_600.0) is rest_words(8 * DAY) is None
+    words = rest_words(-8.1 * DAY)
+    assert words is not None and "8.1 days old" in words and "jumps by that" in words
+
+
 def test_a_date_is_what_a_store_says_when_it_answers() -> None:
     dated = StoreDate(formatdate(NOON, usegmt=True), 50.0)
     assert dated.ahead_of(NOON + 0.5, 50.0) == 0.0
@@ -78,5 +89,33 @@ def test_status_tells_how_far_the_journals_time_is_from_the_clock() -> None:
         document = (await replica.http.get("/v1/status")).json()
         assert document["clock"]["journal_ahead_seconds"] > 3_500.0
         assert "60.0 minutes ahead of" in document["clock"]["warnings"][0]
+        # and so does the page; what it compares times with is the journal's time, not a replica's clock
+        summary = (await replica.http.get("/v1/events")).json()
+        assert summary["warnings"] == document["clock"]["warnings"]
+        history = (await replica.http.get("/v1/history?seconds=60")).json()
+        log_time = replica.leader.state.log_time
+        for each in (document, summary, history):
+            assert datetime.fromisoformat(each["now"]).timestamp() == pytest.approx(log_time, abs=30)
+        replica.gateway.wall = lambda: 0.0  # type: ignore[method-assign]
+        assert (await replica.http.get("/v1/events")).json()["now"] >= summary["now"]
+        assert (await replica.http.get("/v1/history?seconds=60")).json()["now"] >= history["now"]
 
     http_world.run(story, pools={"default": PoolSettings(max_workers=0)})
+
+
+def test_doctor_tells_what_a_running_service_says_of_clocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a service whose journal's time has jumped at its start, and is known here
+    monkeypatch.setenv("JOBSVC_RUN_DIR", str(tmp_path))
+    settings = Settings(data=str(tmp_path / "data"))
+    with LocalService(data="memory") as service:
+        state = service._manager.state
+        state.jump_seconds, state.jumped_at = 8.1 * DAY, state.log_time
+        assert doctor._told_by_service(settings) is None
+        write_down(ServiceInfo(settings.service, [service.url], None, "", "memory"), tmp_path)
+        # then doctor says so
+        findings = [each.found for each in doctor._clocks(settings)]
+        assert any("jumped by 8.1 days" in each for each in findings)
+    # and without one it looks at the store
+    assert doctor._told_by_service(settings) is None
