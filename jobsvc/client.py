@@ -32,7 +32,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -100,7 +100,14 @@ class Client:
         return self._connection.urls
 
     def close(self) -> None:
+        """Close its connections, for all who use it in this process. A closed client says so."""
         self._connection.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a client is not sent to another process, nor its jobs and sets: make one there,"
+            " Client(url, token), and send ids: client.job(id)"
+        )
 
     async def here(self) -> LoopClient:
         """This client in the running event loop."""
@@ -285,7 +292,8 @@ class Client:
 
         With a wait, of a minute at most, it comes as soon as something is on it, or empty.
         """
-        seconds = min(checked_seconds("wait_seconds", wait_seconds) or 0.0, WAIT_SECONDS_MAX)
+        checked = checked_seconds("wait_seconds", wait_seconds)
+        seconds = WAIT_SECONDS_MAX if checked is None else min(checked, WAIT_SECONDS_MAX)
         page, _ = self.run(lambda now: read_page(self.talks, after, seconds, limit, now))
         return page
 

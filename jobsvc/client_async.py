@@ -83,6 +83,7 @@ class LoopClient:
             return Heard(loop.time())
         if isinstance(step, Together):
             return Heard(results=await self._together(step.talks), at=loop.time())
+        self._connection.check_open()
         try:
             response = await self._http.request(**sent(step))
         except httpx.HTTPError as error:

@@ -275,9 +275,15 @@ def checked_seconds(field: str, seconds: Any) -> float | None:
         return None
     if isinstance(seconds, datetime.timedelta):
         seconds = seconds.total_seconds()
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or math.isnan(seconds):
+    number = math.nan
+    if isinstance(seconds, numbers.Real) and not isinstance(seconds, bool):
+        try:
+            number = float(seconds)
+        except OverflowError:  # an int that no float can hold
+            number = math.inf if seconds == abs(seconds) else -math.inf
+    if math.isnan(number):
         raise InvalidRequest(f"must be a number of seconds, or None for no end, not {seconds!r}", field)
-    return max(0.0, float(seconds))
+    return max(0.0, number)
 
 
 def checked_key(key: str) -> str:

@@ -110,6 +110,7 @@ class Connection:
         self.talks = Talks(Route(addresses.urls), deadline_seconds, random.Random())
         self._opening = threading.Lock()
         self._http: httpx.Client | None = None
+        self._is_closed = False
         self._pid = os.getpid()
         _connections.add(self)
 
@@ -127,8 +128,14 @@ class Connection:
             "trust_env": not is_local,  # a proxy of the environment does not reach this machine's loopback
         }
 
+    def check_open(self) -> None:
+        """Raises InvalidRequest if it has been closed."""
+        if self._is_closed:
+            raise InvalidRequest("has been closed", "client")
+
     @property
     def http(self) -> httpx.Client:
+        self.check_open()
         if self._pid != os.getpid():
             self.forked()  # by somebody who does not tell Python
         http = self._http
@@ -154,6 +161,7 @@ class Connection:
         self.talks.random = random.Random()
 
     def close(self) -> None:
+        self._is_closed = True
         if self._http is not None and self._pid == os.getpid():
             self._http.close()
 
@@ -181,6 +189,9 @@ class Connection:
             response = self.http.request(**sent(step))
         except httpx.HTTPError as error:
             return Heard(time.monotonic(), failure=str(error) or type(error).__name__)
+        except RuntimeError:
+            self.check_open()  # another thread has closed it just now
+            raise
         return Heard(time.monotonic(), answer_of(response))
 
     def request(

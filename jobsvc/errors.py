@@ -20,6 +20,8 @@ answer that must be durable like any other, and it must not abort the batch it c
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -84,13 +86,21 @@ class Refused(JobsvcError):
         super().__init__(refusal.detail)
         self.refusal = refusal
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross processes: a pool of them waits for ever for one that cannot be made again."""
+        return type(self), (self.refusal,), self.__dict__
+
 
 class CompletionsLost(Refused):
     """The completion feed passed jobs that it tells no more. Go on after `cursor`."""
 
     def __init__(self, detail: str, cursor: str) -> None:
         super().__init__(Refusal("expired_job", f"{detail}; go on after {cursor}", "after"))
+        self.detail = detail
         self.cursor = cursor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.detail, self.cursor), self.__dict__
 
 
 class Unavailable(JobsvcError):

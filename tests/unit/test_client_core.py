@@ -174,3 +174,4 @@ def test_times_may_be_said_in_python() -> None:
     assert checked_seconds("timeout", -1) == 0.0
     assert checked_seconds("timeout", math.inf) == math.inf
     assert checked_seconds("timeout", None) is None
+    assert checked_seconds("timeout", 10**400) == math.inf and checked_seconds("timeout", -(10**400)) == 0.0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import multiprocessing
 import os
+import pickle
 import random
 import threading
 import time
@@ -16,6 +19,15 @@ import pytest
 
 from jobsvc.client import Client
 from jobsvc.client_jobs import JobSet
+from jobsvc.errors import (
+    CompletionsLost,
+    InvalidRequest,
+    JobFailed,
+    Refusal,
+    Refused,
+    Unavailable,
+    WaitTimedOut,
+)
 
 from .local_service import LocalService
 
@@ -191,6 +203,84 @@ def _assert_no_more(log: Iterator[str]) -> None:
 def test_a_client_that_a_fork_closes_goes_on_in_its_parent(client: Client) -> None:
     in_a_fork(client.close)
     _assert_right(echoes(client, 1, 3))
+
+
+def _raises(error: Exception) -> None:
+    raise error
+
+
+ERRORS = [
+    InvalidRequest("is no number", "timeout"),
+    Refused(Refusal("unknown_job", "no such job", "id", 1.5)),
+    CompletionsLost("places 2 to 6 were of jobs that have passed their retention", "6.0123456789ab"),
+    Unavailable("silence"),
+    JobFailed("job j has failed", "cancelled", {"type": "E"}),
+    WaitTimedOut("after 5 s"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_is_raised_in_another_process_arrives_from_there(error: Exception) -> None:
+    error.add_note("in a child")
+    with multiprocessing.get_context("fork").Pool(1) as pool, pytest.raises(type(error)) as raised:
+        pool.apply_async(_raises, (error,)).get(SECONDS)
+    assert str(raised.value) == str(error)
+    told = {name: value for name, value in vars(raised.value).items() if name != "__cause__"}
+    assert told == vars(error)
+
+
+def test_a_client_is_not_sent_to_another_process(client: Client) -> None:
+    job, jobs = client.enqueue("jobsvc.echo", 1), client.map("jobsvc.echo", range(2), progress=False)
+    for each in (client, job, jobs):
+        for send in (pickle.dumps, copy.deepcopy):
+            with pytest.raises(TypeError, match="make one there"):
+                send(each)
+    assert job.result(SECONDS) == 1
+
+
+def test_a_closed_client_says_so_to_all_who_use_it(service: LocalService) -> None:
+    client = Client(service.url)
+    job, jobs = client.enqueue("jobsvc.echo", 1), client.map("jobsvc.echo", range(2), progress=False)
+    own, went = client.job(job.id), threading.Event()
+
+    def busy(seed: int) -> Counter[str]:
+        found: Counter[str] = Counter()
+        while not (went.is_set() and any("closed" in each for each in found)):
+            found += echoes(client, seed, 1)
+        return found
+
+    # given threads that are at it
+    with ThreadPoolExecutor(32) as pool:
+        asked = [pool.submit(busy, seed) for seed in range(32)]
+        time.sleep(0.3)
+        # when one closes it, and another once more
+        client.close()
+        client.close()
+        went.set()
+        found: Counter[str] = sum((each.result() for each in asked), Counter())
+    # then each has its own answers, or is told
+    assert set(found) == {"right", repr(InvalidRequest("has been closed", "client"))}
+
+    async def awaited() -> None:
+        await own
+
+    async def read() -> None:
+        async for _ in jobs:
+            pass
+
+    calls: list[Callable[[], Any]] = [
+        client.status,
+        own.result,
+        own.wait,
+        lambda: list(own.follow()),
+        jobs.wait,
+        lambda: next(client.completions(0)),
+        lambda: asyncio.run(awaited()),
+        lambda: asyncio.run(read()),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match="has been closed"):
+            call()
 
 
 def test_a_fork_that_python_is_not_told_of_is_noticed(
