@@ -288,6 +288,8 @@ def checked_seconds(field: str, seconds: Any) -> float | None:
 
 def checked_key(key: str) -> str:
     """An idempotency key that the service will take. Raises InvalidRequest."""
+    if not isinstance(key, str):
+        raise InvalidRequest(f"must be a text, not {key!r}", "key")
     if not 1 <= len(key) <= KEY_LENGTH_MAX or not fits_header(key) or key.startswith("~"):
         raise InvalidRequest(
             f"must be 1 to {KEY_LENGTH_MAX} printable ASCII characters, the first one not '~'", "key"

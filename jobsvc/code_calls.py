@@ -43,6 +43,10 @@ def head_bytes(payload: bytes) -> int:
     return payload.find(b"\n") + 1 if payload.startswith(_LINE_START) else 0
 
 
+def says_its_python(payload: bytes) -> bool:
+    return head_bytes(payload) > 0
+
+
 def load_call(payload: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
     """Function, arguments and named arguments. Raises CodeNotLoaded."""
     by = None
@@ -60,6 +64,8 @@ def load_call(payload: bytes) -> tuple[Callable[..., Any], Any, dict[str, Any]]:
         raise  # of this process, and not of the code
     except Exception as error:  # whatever a module or a __setstate__ in it raises
         from_ = f", pickled by cloudpickle {by.cloudpickle}" if by is not None and by.cloudpickle else ""
+        if by is None:
+            from_ = ", and does not say what Python it is of"
         raise CodeNotLoaded(
             f"the code that came with this job cannot be loaded here{from_}: {type(error).__name__}: {error}"
         ) from error

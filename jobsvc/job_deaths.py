@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import msgspec
+
 from .jobs import ErrorInfo
 
 _OUTPUT_BYTES_MAX = 2_000
@@ -17,6 +19,12 @@ def crash_error(exit_code: int) -> ErrorInfo:
     name = _signal_name(exit_code)
     why = " (from outside, or because memory ran out)" if name == "SIGKILL" else ""
     return ErrorInfo("ProcessKilled", f"the job's process was killed by {name}{why}", signal=name)
+
+
+def code_error(error: ErrorInfo) -> ErrorInfo:
+    """The same for code by value that does not say its Python: bytecode of another one ends a process."""
+    why = "; its code came with it, enqueued by version 0.1, and does not say what Python it is of"
+    return msgspec.structs.replace(error, message=f"{error.message}{why}: enqueue it again")
 
 
 def memory_error(used_bytes: int, bytes_max: int) -> ErrorInfo:

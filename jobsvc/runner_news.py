@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from .code_calls import says_its_python
+from .job_deaths import code_error
 from .job_frames import EndFrame, JobEnded, OutputChunk, ReadyJob, RunnerEvent
 from .jobs import TASK_UNKNOWN, ErrorInfo, Outcome
+
+_DEFECTS = ("SIGSEGV", "SIGILL", "SIGBUS", "SIGABRT", "SIGFPE")  # what bytecode of another Python ends in
 
 
 class RunnerNews:
@@ -81,7 +85,11 @@ class RunnerNews:
     ) -> None:
         """Its process is gone."""
         seconds = ended_at - began_at
+        final = job.content == "pickle" and not says_its_python(job.payload)
+        final = final and error is not None and error.signal in _DEFECTS
+        if final and error is not None:
+            error = code_error(error)
         self._events.append(
-            JobEnded(job.job_id, job.attempt, outcome, began_at, ended_at, seconds, error=error)
+            JobEnded(job.job_id, job.attempt, outcome, began_at, ended_at, seconds, error=error, final=final)
         )
         self._news.set()

@@ -6,17 +6,21 @@ cannot hold (a class of one's own, a data frame, a name that is not found) count
 
 from __future__ import annotations
 
+import datetime
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import msgspec
 from msgspec import Raw
 
 from .errors import InvalidRequest
-from .values import are_equal, check_arrival, encode_json, encode_value
+from .values import are_equal, check_arrival, check_read, encode_json, encode_value, key_place
 
 _PLAIN: dict[Any, frozenset[type]] = {  # annotation -> types of values that pass as they are
     str: frozenset({str}),
@@ -28,6 +32,11 @@ _PLAIN: dict[Any, frozenset[type]] = {  # annotation -> types of values that pas
     list: frozenset({list}),
     dict: frozenset({dict}),
 }
+_TIMES = {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
+_LEAVES = frozenset({*_TIMES, Decimal, UUID, bytes})
+_ANY_KEY = "[...]"  # how msgspec says where in a dict
+_TRIED_BYTES_MAX = 1 << 20  # of JSON that is read again to find one
+_STEPS = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 _NO_NAMES: dict[str, Any] = {}
 _EMPTY = inspect.Parameter.empty
 READ_ERRORS = (ValueError, TypeError, RecursionError, OverflowError, ArithmeticError)
@@ -37,7 +46,7 @@ _decode = msgspec.json.Decoder().decode
 class ValueType:
     """One annotation, as values are read by it. Errors name the place inside the value."""
 
-    __slots__ = ("_decode", "_is_json", "annotation", "is_float", "passes")
+    __slots__ = ("_decode", "_is_json", "_is_leaf", "annotation", "is_float", "passes")
 
     def __init__(self, annotation: Any) -> None:
         """Raises TypeError for what msgspec does not know."""
@@ -45,6 +54,7 @@ class ValueType:
         self.annotation = annotation
         self.is_float = float in self.passes and int not in self.passes
         self._is_json = _is_json(annotation)
+        self._is_leaf = isinstance(annotation, type) and annotation in _LEAVES
         self._decode = msgspec.json.Decoder(annotation).decode
 
     def decode(self, data: bytes | Raw) -> Any:
@@ -55,9 +65,11 @@ class ValueType:
             value = decode_any(data)
             if type(value) in self.passes:
                 return value
-            raise _invalid(error) from error
+            raise _with_keys(_invalid(error), value, self._decode, len(bytes(data))) from error
         if self.is_float and type(value) is float:
             self._check_whole_number(data, value)
+        elif not (self._is_leaf or type(value) in self.passes):
+            self._check_nothing_lost(data, value)
         return value
 
     def take(self, value: Any) -> Any:
@@ -115,6 +127,12 @@ class ValueType:
             return self.decode(data)
         except InvalidRequest:
             return _decode(data)
+
+    def _check_nothing_lost(self, data: bytes | Raw, value: Any) -> None:
+        try:
+            check_read(_decode(data), value)
+        except RecursionError as error:
+            raise InvalidRequest("is nested too deeply") from error
 
     def _check_whole_number(self, data: bytes | Raw, value: float) -> None:
         """JSON's 9007199254740993 is no float: it would silently become its neighbour."""
@@ -204,6 +222,41 @@ def _invalid(error: Exception) -> InvalidRequest:
     is_key = path.startswith("`key` in ")
     inside = path.removeprefix("`key` in ").strip("`").removeprefix("$")
     return InvalidRequest(message + (", as a key" if is_key else ""), inside or None)
+
+
+def _with_keys(
+    error: InvalidRequest, value: Any, decode: Callable[[bytes], Any], size: int
+) -> InvalidRequest:
+    """The same error with the keys of dicts in its place: those with which alone it is the same."""
+    *before, rest = (error.field or "").split(_ANY_KEY)
+    holder: Any = [value]
+    root, last, place = holder, 0, ""
+    for piece in before:
+        try:
+            for name, number in _STEPS.findall(piece):
+                holder, last = holder[last], int(number) if number else name
+            table = holder[last]
+        except (LookupError, TypeError):
+            return error  # a member that has another name in JSON
+        if not isinstance(table, dict) or len(table) * size > _TRIED_BYTES_MAX:
+            return error
+        for key, each in table.items():
+            holder[last] = {key: each}
+            if _error_place(root[0], decode) == error.field:
+                break
+        else:
+            return error
+        place += piece + key_place(key)
+        holder, last = holder[last], key
+    return InvalidRequest(error.detail, place + rest) if before else error
+
+
+def _error_place(value: Any, decode: Callable[[bytes], Any]) -> str | None:
+    try:
+        decode(encode_json(value))
+    except READ_ERRORS as error:
+        return _invalid(error).field
+    return None
 
 
 def names_around(function: Callable[..., Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ and compared; if that differs, a walk over the value finds the place, or nothing
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import enum
 import json
 from typing import Any
@@ -187,6 +188,34 @@ def check_arrival(given: Any, arrived: Any, place: str = "") -> None:
         _compare(given, arrived, place)
 
 
+def check_read(sent: Any, arrived: Any, place: str = "") -> None:
+    """Raise InvalidRequest where something is lost of JSON that an annotation has made a value of.
+
+    It may become anything, but not another number, and no member of an object may go unread.
+    """
+    if isinstance(sent, list):
+        if isinstance(arrived, list | tuple) and len(arrived) == len(sent):
+            for number, (one, other) in enumerate(zip(sent, arrived, strict=True)):
+                check_read(one, other, f"{place}[{number}]")
+    elif isinstance(sent, dict):
+        members = None if isinstance(arrived, dict) else _members(arrived)
+        if isinstance(arrived, dict) and len(arrived) == len(sent):
+            for (key, one), other in zip(sent.items(), arrived.values(), strict=True):
+                check_read(one, other, f"{place}{key_place(key)}")
+        elif isinstance(arrived, dict):
+            lost = next((key for key in sent if key not in arrived), None)
+            detail = "has no such member" if lost is not None else "has keys that become the same"
+            raise _refused(f"{_named(arrived)} {detail}", place + ("" if lost is None else key_place(lost)))
+        elif members is not None:
+            for key, one in sent.items():
+                if key not in members:
+                    raise _refused(f"{_named(arrived)} has no such member", f"{place}{key_place(key)}")
+                if (name := members[key]) is not None:
+                    check_read(one, getattr(arrived, name), f"{place}.{key}")
+    elif type(sent) is int and type(arrived) is float and sent != arrived:
+        raise _refused(f"{sent} has no equal among floats", place)
+
+
 def _compare(given: Any, arrived: Any, place: str) -> None:
     """Part by part."""
     if isinstance(given, list | tuple):
@@ -216,6 +245,8 @@ def _arrived_equal(given: Any, arrived: Any) -> bool:
     except Exception:  # somebody's __eq__
         return False
     sets = isinstance(given, set | frozenset)
+    if isinstance(given, datetime.datetime | datetime.time):
+        return equal and given.fold == arrived.fold
     if sets or isinstance(given, _BYTES):
         return equal and isinstance(arrived, (set, frozenset) if sets else _BYTES)
     return equal

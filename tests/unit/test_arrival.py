@@ -92,6 +92,7 @@ REFUSED: list[tuple[str, Callable[[Client], Any]]] = [
     ('labels["a"]', lambda c: c.enqueue("jobsvc.echo", labels={"a": b"b"})),
     ("queue", lambda c: c.enqueue_bytes("jobsvc.echo", b"", queue=5)),
     ("batch", lambda c: c.enqueue("jobsvc.echo", batch=b"a")),
+    ("key", lambda c: c.enqueue("jobsvc.echo", key=5)),  # type: ignore[arg-type]
     ("retention_seconds", lambda c: c.enqueue_bytes("jobsvc.echo", b"", retention_seconds=NAN)),
 ]
 
@@ -194,6 +195,15 @@ DOCUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"task": "typed_tasks.plain", "args": ["a"], "kwargs": {"wide": 1}}, "kwargs.wide"),
     ({"task": "typed_tasks.plain", "args": ["a"], "kwargs": {"text": "b"}}, "kwargs.text"),
     ({"task": "typed_tasks.bounded", "args": [0]}, "args[0]"),
+    # what would be left out, or become another number
+    ({"task": "typed_tasks.kinds", "args": ["2026-01-02T03:04:05", {"x": 1, "z": 2}]}, 'args[1]["z"]'),
+    ({"task": "typed_tasks.tables", "args": [{"a": [1.5, 2**53 + 1]}]}, 'args[0]["a"][1]'),
+    # the keys of dicts, at every depth
+    ({"task": "typed_tasks.tables", "args": [{"a": [1], "two words": [1, "x"]}]}, 'args[0]["two words"][1]'),
+    (
+        {"task": "typed_tasks.tables", "args": [{}, {"s": {"name": "n", "points": [{"x": 1}, {"x": "1"}]}}]},
+        'args[1]["s"].points[1].x',
+    ),
     ({"task": "jobsvc.sha512", "args": ["x"], "kwargs": {"iterations": "2"}}, "kwargs.iterations"),
     ({"task": "jobsvc.sleep", "args": [1, 2]}, "args[1]"),
 ]

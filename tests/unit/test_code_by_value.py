@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import pickle
+import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,10 +17,13 @@ import pytest
 import jobsvc
 from jobsvc.client import Client
 from jobsvc.client_code import PYTHON, goes_by_value
-from jobsvc.code_calls import BYTECODE
+from jobsvc.code_calls import BYTECODE, PickledBy, payload_of
 from jobsvc.errors import InvalidRequest, JobFailed, Refused
+from jobsvc.job_frames import ReadyJob
+from jobsvc.jobs import Outcome
 from jobsvc.tasks import definition_of
 
+from .job_desk import desk
 from .local_service import LocalService
 
 SECONDS = 20.0
@@ -234,3 +240,42 @@ def test_the_client_does_not_need_cloudpickle_until_then() -> None:
     code = "import sys, jobsvc.client; sys.exit('cloudpickle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
     assert jobsvc.__doc__
+
+
+# --- code of nobody knows which Python ------------------------------------------------------------------
+
+
+def sent_by_version_0_1(payload: bytes) -> ReadyJob:
+    return ReadyJob(uuid.uuid4().bytes, 1, "__main__.old", "pickle", payload)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT])
+def test_old_code_that_ends_its_process_runs_once_and_says_why(number: int) -> None:
+    async def story() -> None:
+        async with desk(allow_code=True) as here:
+            payload = pickle.dumps((signal.raise_signal, (number,), {}))
+            old = await here.run_one(sent_by_version_0_1(payload))
+            assert (old.outcome, old.final) == (Outcome.CRASHED, True)
+            assert old.error is not None and "does not say what Python" in old.error.message
+            # and: of code that says it, a crash is a crash
+            known = payload_of(PickledBy(PYTHON), payload)
+            new = await here.run_one(sent_by_version_0_1(known))
+            assert (new.outcome, new.final) == (Outcome.CRASHED, False)
+
+    asyncio.run(story())
+
+
+class LeavesAsItIsLoaded:
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+@pytest.mark.parametrize("payload", [b"no pickle", b"{no json}\n", pickle.dumps(LeavesAsItIsLoaded())])
+def test_code_that_cannot_be_loaded_ends_its_job(payload: bytes) -> None:
+    async def story() -> None:
+        async with desk(allow_code=True) as here:
+            end = await here.run_one(sent_by_version_0_1(payload))
+            assert (end.outcome, end.final) == (Outcome.RAISED, True)
+            assert end.error is not None and end.error.type == "CodeNotLoaded"
+
+    asyncio.run(story())

@@ -187,6 +187,7 @@ ODD_ZONE = datetime.timezone(datetime.timedelta(seconds=90))
     ("function", "args", "place"),
     [
         (t.kinds, [datetime.date(2026, 1, 2)], "args[0]"),  # a date is no datetime
+        (t.kinds, [datetime.datetime(2026, 10, 25, 2, 30, fold=1)], "args[0]"),  # the hour would be another
         (t.kinds, [datetime.datetime(2026, 1, 2, tzinfo=ODD_ZONE)], "args[0]"),  # whole minutes alone
         (t.kinds, ["2026-01-02T03:04:05", {"x": 1, "z": 2}], 'args[1]["z"]'),  # would be left out
         (t.kinds, ["2026-01-02T03:04:05", Point("1")], "args[1].x"),  # type: ignore[arg-type]

@@ -95,6 +95,11 @@ def bounded(count: Annotated[int, msgspec.Meta(ge=1)], mode: Literal["a", "b"] =
 
 
 @task
+def tables(shares: dict[str, list[float]], shapes: dict[str, Shape] = {}) -> int:  # noqa: B006
+    return len(shares) + len(shapes)
+
+
+@task
 def plain(text: str, number: int = 1, share: float = 0.5, choice: bool | None = None) -> str:
     return repr((text, number, share, choice))
 
