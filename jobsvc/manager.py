@@ -18,8 +18,7 @@ After a takeover the new leader knows all leases from the state, and nothing abo
 gives each the full lease time to report again, and takes nothing from a worker that does.
 
 The standby also writes the snapshots, so that the leader never stops for one. It holds what is pushed
-while it encodes, and drops the snapshot if it must take over meanwhile: encoding yields every few
-milliseconds.
+while it encodes, and drops the snapshot if it must take over meanwhile.
 """
 
 from __future__ import annotations
@@ -162,6 +161,7 @@ class Manager:
         self._log_bytes = self._log_records = 0
         del body
         await self._read_on(reader)
+        await self._other_service.look(self._store, reader.mark)
         self._clock.read(reader.mark.log_time)
 
     async def _read_on(self, reader: LogReader) -> int:

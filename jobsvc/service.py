@@ -62,6 +62,7 @@ from .start_checks import (
     check_run_dir,
     check_store,
     check_way_in,
+    free_store,
 )
 from .store_owner import IN_USE
 from .task_check import TaskCheck, check_tasks
@@ -390,6 +391,9 @@ def down(service: str = "jobsvc", *, run_dir: Path | None = None, say: Say = pri
             ended = end_processes(info, say)
             shutil.rmtree(info.temp_dir or "", ignore_errors=True)
             say(f"{service} has ended ({ended} processes)")
+        deployed = read_deployed(info, run_dir)
+        if deployed is not None:
+            free_store(deployed.settings, say)
         forget(info, run_dir)
         forget_deployed(info, run_dir)
         return True

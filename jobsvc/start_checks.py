@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 from .access import check_bind
 from .discovery import RUN_DIR_VARIABLE
-from .errors import InvalidRequest, StoreUnfit, Unavailable
+from .errors import InvalidRequest, JobsvcError, StoreUnfit, Unavailable
 from .object_store import ObjectStore, StoreError, Warnings, date_of
 from .ports import Answer, knock
 from .s3_store import open_store_quickly
 from .settings import Settings
-from .store_owner import Owner, has_gone_on, in_use, owner_of
+from .store_owner import QUIET_SECONDS, Owner, has_gone_on, in_use, is_free, owner_of, set_free
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ STORE_RETRY_SECONDS = 1.0  # a store that said nothing so soon is asked once mor
 STORE_PAUSE_SECONDS = 0.2
 WATCH_SECONDS = 5.0  # an idle leader writes every four; the managers watch longer
 WATCH_PAUSE_SECONDS = 0.25
+FREE_SECONDS = 5.0
 OWNER_SECONDS = 20.0  # with listing a long log
 KNOCK_SECONDS = 1.5
 TRIAL_BYTES = 256 * 1024
@@ -102,7 +103,7 @@ def check_store(settings: Settings) -> Warnings:
             _write_trial(absolute_folder(settings.data), TRIAL_BYTES)
         except OSError as error:
             raise InvalidRequest(f"{settings.data} cannot be written: {_said(error)}", "data") from error
-    return _asked(settings, _proved, STORE_SECONDS)
+    return ask_store(settings, _proved, STORE_SECONDS)
 
 
 def check_owner(settings: Settings, say: Callable[[str], None]) -> str | None:
@@ -115,6 +116,8 @@ def check_owner(settings: Settings, say: Callable[[str], None]) -> str | None:
         owner = await owner_of(store)
         if owner is None or not owner.is_other_than(settings.service):
             return None
+        if await is_free(store, owner.next_position):
+            return owner
         say(f"service {owner.service!r} led this store last; looking whether it still writes")
         until = time.monotonic() + WATCH_SECONDS
         while time.monotonic() < until:
@@ -123,8 +126,17 @@ def check_owner(settings: Settings, say: Callable[[str], None]) -> str | None:
             await asyncio.sleep(WATCH_PAUSE_SECONDS)
         return owner
 
-    owner = _asked(settings, look, OWNER_SECONDS)
+    owner = ask_store(settings, look, OWNER_SECONDS)
     return owner.service if owner is not None else None
+
+
+def free_store(settings: Settings, say: Callable[[str], None]) -> None:
+    """The service has ended: a service of another name may have its store at once."""
+    try:
+        ask_store(settings, lambda store: set_free(store, settings.service), FREE_SECONDS)
+    except JobsvcError as error:
+        waits = f"a service of another name waits {QUIET_SECONDS:g} s for it"
+        say(f"the store could not be told, so {waits}: {error}")
 
 
 def check_clocks(settings: Settings) -> tuple[float | None, float | None]:
@@ -137,10 +149,10 @@ def check_clocks(settings: Settings) -> tuple[float | None, float | None]:
         owner = await owner_of(store)
         return None if owner is None else owner.log_time - time.time(), store_ahead
 
-    return _asked(settings, look, OWNER_SECONDS)
+    return ask_store(settings, look, OWNER_SECONDS)
 
 
-def _asked(settings: Settings, ask: Callable[[ObjectStore], Coroutine[Any, Any, T]], seconds: float) -> T:
+def ask_store(settings: Settings, ask: Callable[[ObjectStore], Coroutine[Any, Any, T]], seconds: float) -> T:
     """Ask the store, in a thread: a name that does not resolve takes longer than anybody wants to wait."""
     outcome: list[T | Exception] = []
 

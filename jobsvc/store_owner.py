@@ -29,6 +29,7 @@ from .object_store import ObjectStore
 from .snapshots import newest_mark
 
 QUIET_SECONDS = 15.0
+FREE_PREFIX = "free/"
 IN_USE = "the store is in use by service"  # by this, `up` knows that waiting does not help
 
 
@@ -75,6 +76,25 @@ async def has_gone_on(store: ObjectStore, owner: Owner) -> bool:
     return await store.get(log_key(owner.next_position)) is not None
 
 
+def _free_key(place: Position) -> str:
+    return f"{FREE_PREFIX}{place.epoch:010}-{place.n:012}"
+
+
+async def set_free(store: ObjectStore, service: str) -> None:
+    """This service has ended: nobody has to wait for it. What was said of an earlier end goes."""
+    owner = await owner_of(store)
+    if owner is None or owner.service != service:
+        return
+    key = _free_key(owner.next_position)
+    await store.delete_many([each for each in await store.list(FREE_PREFIX) if each != key])
+    await store.put_new(key, service.encode())
+
+
+async def is_free(store: ObjectStore, place: Position) -> bool:
+    """Whether who led last has ended, and had written up to this place."""
+    return await store.get(_free_key(place)) is not None
+
+
 class OtherService:
     """What a manager has seen of another service in its log, and whether it must keep away."""
 
@@ -84,10 +104,16 @@ class OtherService:
         self._records = 0
         self._quiet_since = 0.0
         self._is_alive = False
+        self._free_at: Position | None = None
+
+    async def look(self, store: ObjectStore, mark: Mark) -> None:
+        """Whether the other one has said that it has ended. Once, when all that was written is read."""
+        if mark.service not in ("", self._own) and await is_free(store, mark.next_position):
+            self._free_at = mark.next_position
 
     def keeps_away(self, mark: Mark, now: float) -> bool:
         """Whether another service has written within the last seconds, as far as was watched. Call often."""
-        if mark.service in ("", self._own):
+        if mark.service in ("", self._own) or mark.next_position == self._free_at:
             self._name = ""
             return False
         if self._name != mark.service:

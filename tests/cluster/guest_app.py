@@ -1,4 +1,4 @@
-"""What a user runs on a Ray: `python -m tests.cluster.guest_app ADDRESS serve PORT`, `busy N` or `idle N`."""
+"""What a user runs on a Ray: `guest_app ADDRESS serve PORT`, `noserve`, `busy N` or `idle N`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def main(address: str, what: str, *numbers: str) -> None:
         serve.start(http_options={"host": "127.0.0.1", "port": int(numbers[0])})
         application: Any = Mine.bind()  # type: ignore[attr-defined]
         serve.run(application, name="mine", route_prefix="/")
+    elif what == "noserve":
+        serve.shutdown()  # type: ignore[no-untyped-call]
     elif what == "idle":
         for number in range(int(numbers[0])):
             ray.kill(ray.get_actor(f"busy-{number}"))

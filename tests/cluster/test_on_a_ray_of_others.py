@@ -19,7 +19,7 @@ import pytest
 
 from jobsvc import Client, service
 from jobsvc.errors import InvalidRequest, Unavailable
-from jobsvc.ports import free_ports
+from jobsvc.ports import free_ports, is_free
 from jobsvc.service_processes import INSTANCE_VARIABLE
 from jobsvc.settings import PoolSettings, Settings
 
@@ -87,6 +87,9 @@ class OthersRay:
             except psutil.Error:
                 continue
         return found
+
+    def serve_titles(self) -> list[str]:
+        return [each for each in self.titles() if "ServeController" in each or "ProxyActor" in each]
 
     def end(self) -> None:
         for process in self.processes():
@@ -172,6 +175,32 @@ def test_a_busy_ray_is_told_at_once(others: OthersRay, tmp_path: Path) -> None:
     finally:
         down(tmp_path)
         others.program("idle", 2)
+
+
+def test_serve_that_we_started_goes_with_us_unless_others_use_it(others: OthersRay, tmp_path: Path) -> None:
+    # given a Ray on which no Serve runs, and a service that is to be under one
+    settings = settings_for(tmp_path, route_prefix="/jobs")
+    for number in range(2):
+        # when it comes and goes, again and again, then Serve comes and goes with it, at the same port
+        info = up(others, settings, tmp_path)
+        assert info.started_serve and info.urls == [f"http://127.0.0.1:{settings.port}/jobs"]
+        with Client(info.urls) as client:
+            assert client.enqueue("jobsvc.echo", number).result(60) == number
+        down(tmp_path)
+        wait_until(lambda: not others.serve_titles(), "Serve to be gone")
+        assert is_free("127.0.0.1", settings.port)
+    # when the user has put an application of his own under the Serve that we started
+    info = up(others, settings, tmp_path)
+    others.program("serve", settings.port)
+    mine = f"http://127.0.0.1:{settings.port}"
+    assert httpx.get(f"{mine}/x").text == "mine /x"
+    down(tmp_path)
+    # then that goes on, and so does Serve
+    assert httpx.get(f"{mine}/x").text == "mine /x"
+    wait_until(lambda: not [each for each in others.titles() if "jobsvc" in each], others.titles())
+    # until it goes, too
+    others.program("noserve")
+    wait_until(lambda: not others.serve_titles(), "Serve to be gone")
 
 
 def test_beside_the_users_own_application(others: OthersRay, tmp_path: Path) -> None:

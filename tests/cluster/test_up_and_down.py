@@ -227,3 +227,18 @@ def test_a_store_to_which_another_service_writes_is_refused(info: service.Servic
     # then nothing was started, and the first one goes on
     assert service.find_service("other", folder / "run") is None
     assert run_job(info.urls[0], "jobsvc.echo", 4) == 4
+
+
+def test_a_store_whose_service_was_ended_is_free_at_once(info: service.ServiceInfo, folder: Path) -> None:
+    # given a service that was ended
+    assert service.down(run_dir=folder / "run", say=quiet)
+    # when another one is started on its store, then nobody looks on for a while first
+    said: list[str] = []
+    other = settings_for(folder, service="other", port=free_ports(1)[0])
+    began = service.up(other, run_dir=folder / "run", say=said.append)
+    try:
+        assert "service 'jobsvc' writes no more: taking its store over" in said
+        assert not [each for each in said if "looking whether it still writes" in each]
+        assert run_job(began.urls[0], "jobsvc.echo", 5) == 5
+    finally:
+        service.down("other", run_dir=folder / "run", say=quiet)

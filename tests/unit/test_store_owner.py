@@ -8,7 +8,7 @@ from random import Random
 from jobsvc.journal import LogReader, claim, open_prefix
 from jobsvc.log_records import ID_BYTES, Position, log_key
 from jobsvc.manager import Manager
-from jobsvc.store_owner import QUIET_SECONDS, has_gone_on, owner_of
+from jobsvc.store_owner import QUIET_SECONDS, has_gone_on, owner_of, set_free
 
 from ..simulation import virtual_loop
 from .manager_world import Pair, until
@@ -73,6 +73,53 @@ def test_it_takes_over_when_the_owner_has_been_silent() -> None:
         await until(lambda: "'two'" in problem_of(one, returned))
         await asyncio.sleep(60.0)
         assert (stranger.role, returned.role) == ("leader", "standby")
+
+    virtual_loop.run(story())
+
+
+def test_after_a_clean_end_it_takes_over_at_once() -> None:
+    async def story() -> None:
+        # given a service that was ended, and said so
+        one = Pair(service="one")
+        leader, _ = await one.leader_and_standby()
+        await one.enqueue(leader, 1)
+        for name in ("manager-a", "manager-b"):
+            one.kill(name)
+        await set_free(one.store, "two")  # somebody else's word is none
+        assert await one.store.list("free/") == []
+        await set_free(one.store, "one")
+        # when another one starts on its store, then it waits for nothing
+        loop = asyncio.get_running_loop()
+        two, began = pair_beside(one, "two"), loop.time()
+        stranger = two.start("manager-a")
+        await until(lambda: stranger.role == "leader")
+        assert loop.time() - began < 2.0
+        assert len(stranger.state.jobs) == 1
+        # and its own clean end is the only one that is remembered
+        two.kill("manager-a")
+        await set_free(two.store, "two")
+        assert len(await two.store.list("free/")) == 1
+
+    virtual_loop.run(story())
+
+
+def test_what_was_said_before_more_was_written_is_void() -> None:
+    async def story() -> None:
+        # given a service that was ended, and started again under its name
+        one = Pair(service="one")
+        await one.leader_and_standby()
+        for name in ("manager-a", "manager-b"):
+            one.kill(name)
+        await set_free(one.store, "one")
+        again = pair_beside(one, "one")
+        leader = again.start("manager-a")
+        await until(lambda: leader.role == "leader")
+        # when another one starts beside it, then it keeps away
+        two = pair_beside(one, "two")
+        stranger = two.start("manager-a")
+        await until(lambda: "is in use by service 'one'" in problem_of(two, stranger))
+        await asyncio.sleep(60.0)
+        assert (leader.role, stranger.role) == ("leader", "standby")
 
     virtual_loop.run(story())
 
