@@ -51,7 +51,7 @@ class JobChildren:
         left = self._living()
         if not left:
             return False
-        helpers = _release_helpers()
+        helpers = _release_helpers(self._kept)
         is_missed = bool(left - helpers) or _has_shared_memory()
         asked: set[int] = set()
         kill_at = self._clock() + self._grace_seconds
@@ -74,17 +74,17 @@ class JobChildren:
         return living
 
 
-def _release_helpers() -> set[int]:
-    """Let go of the processes of multiprocessing's own. Their numbers."""
+def _release_helpers(kept: set[int]) -> set[int]:
+    """Let go of the processes of multiprocessing's own, but for those to be kept. Their numbers."""
     released: set[int] = set()
     for package in _TRACKERS:
         tracker: Any = getattr(sys.modules.get(f"{package}.resource_tracker"), "_resource_tracker", None)
-        if getattr(tracker, "_fd", None) is not None:
+        if getattr(tracker, "_fd", None) is not None and tracker._pid not in kept:
             os.close(tracker._fd)
             released.add(tracker._pid)
             tracker._fd = tracker._pid = None
     server: Any = getattr(sys.modules.get("multiprocessing.forkserver"), "_forkserver", None)
-    if getattr(server, "_forkserver_alive_fd", None) is not None:
+    if getattr(server, "_forkserver_alive_fd", None) is not None and server._forkserver_pid not in kept:
         os.close(server._forkserver_alive_fd)
         released.add(server._forkserver_pid)
         server._forkserver_alive_fd = server._forkserver_pid = server._forkserver_address = None

@@ -32,8 +32,10 @@ from typing import Any, NoReturn
 import msgspec
 from setproctitle import setproctitle
 
+from .code_calls import says_its_python
 from .job_calls import Call, JobKilled, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
+from .job_deaths import code_error
 from .job_frames import LENGTH, READY, RENEWED, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
 from .job_loop import JobLoop
 from .job_streams import JobStreams
@@ -276,6 +278,12 @@ class JobProcess:
             return "json", b"", self._cut(ErrorInfo(TASK_UNKNOWN, str(error))), False
         except NoSecondRun as error:
             return "json", b"", self._cut(ErrorInfo(error.kind, str(error))), True
+        except SystemError as error:  # what bytecode of another Python raises, if it ends no process
+            info, final = (
+                self._error_info(error),
+                job.content == "pickle" and not says_its_python(job.payload),
+            )
+            return "json", b"", self._cut(code_error(info)) if final else info, final
         except BaseException as error:  # SystemExit and KeyboardInterrupt end the job, not the process
             return "json", b"", self._error_info(error), False
         raise AssertionError("not reached")

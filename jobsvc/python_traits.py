@@ -248,10 +248,11 @@ def _loggers() -> Trait:
             level, each.propagate, each.disabled, listening, filters = states.get(each, _NEW_LOGGER)
             each.handlers[:], each.filters[:] = listening, filters
             each.setLevel(level)
-        for handler, (level, formatter, filters, stream) in zip(handlers, fresh[1], strict=True):
-            handler.level, handler.formatter, handler.filters[:] = level, formatter, filters
-            if stream is not None:
-                handler.__dict__["stream"] = stream
+        for handler, state in zip(handlers, fresh[1], strict=True):
+            if _of_handler(handler) != state:
+                handler.level, handler.formatter, handler.filters[:], stream = state
+                if stream is not None:
+                    vars(handler)["stream"] = stream
 
     count = len(logging.root.manager.loggerDict)
     return Trait("loggers", read, put_back)
@@ -274,8 +275,9 @@ def _level_names() -> Trait:
 
 def _of_handler(handler: logging.Handler) -> tuple[Any, ...]:
     """What it writes to only where that is all it does: files are opened and changed by their handlers."""
-    stream = vars(handler).get("stream") if type(handler) is logging.StreamHandler else None
-    return handler.level, handler.formatter, handler.filters, stream
+    stream = handler.stream if type(handler) is logging.StreamHandler else None
+    level, formatter = getattr(handler, "level", None), getattr(handler, "formatter", None)
+    return level, formatter, getattr(handler, "filters", None), stream
 
 
 def _named_loggers() -> list[tuple[str, Any]]:

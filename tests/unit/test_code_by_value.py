@@ -23,7 +23,7 @@ from jobsvc.job_frames import ReadyJob
 from jobsvc.jobs import Outcome
 from jobsvc.tasks import definition_of
 
-from .job_desk import desk
+from .job_desk import desk, told
 from .local_service import LocalService
 
 SECONDS = 20.0
@@ -263,6 +263,15 @@ def test_old_code_that_ends_its_process_runs_once_and_says_why(number: int) -> N
             assert (new.outcome, new.final) == (Outcome.CRASHED, False)
 
     asyncio.run(story())
+
+
+@told
+async def test_old_code_that_python_cannot_follow_runs_once_and_says_why() -> None:
+    async with desk(allow_code=True) as here:
+        payload = pickle.dumps((exec, ("raise SystemError('unknown opcode')",), {}))
+        end = await here.run_one(sent_by_version_0_1(payload))
+        assert (end.outcome, end.final) == (Outcome.RAISED, True)
+        assert end.error is not None and "does not say what Python" in end.error.message
 
 
 class LeavesAsItIsLoaded:
