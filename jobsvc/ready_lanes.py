@@ -396,6 +396,13 @@ class Lanes(dict[tuple[str, str], Lane]):
             lane.marked = seq
             self._marks += 1
             heapq.heappush(self._oldest, (seq, self._marks, lane))
+            if len(self._oldest) > 2 * len(self) + VOID_MIN:  # behind a job that waits for long
+                self._oldest = [entry for entry in self._oldest if self._is_marked(entry)]
+                heapq.heapify(self._oldest)
+
+    def _is_marked(self, entry: tuple[int, int, Lane]) -> bool:
+        seq, _, lane = entry
+        return lane.marked == seq and self.get((lane.queue, lane.pool)) is lane
 
     def _make_ready(self, lane: Lane, place: Place | None = None) -> None:
         if lane.filled and lane.queue not in self._paused:

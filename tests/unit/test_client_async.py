@@ -46,6 +46,15 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+def test_event_loops_that_are_closed_are_forgotten(client: Client) -> None:
+    async def ask() -> None:
+        assert await client.enqueue("jobsvc.echo", 1) == 1
+
+    for _ in range(10):
+        asyncio.run(ask())
+    assert len(client._loops) == 1
+
+
 def started(*waiting: Awaitable[Any]) -> list[asyncio.Task[Any]]:
     async def one(each: Awaitable[Any]) -> Any:
         return await each
