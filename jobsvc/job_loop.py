@@ -58,6 +58,8 @@ class JobLoop:
             self._make_default()
         if not (self._has_run or all_of_it or loop._ready or loop._scheduled or loop._stopping):
             return False
+        if self._is_heard and not self._has_run and self._is_as_it_was():
+            return False
         self._has_run = not self._is_heard
         if asyncio._get_running_loop() is not None:
             asyncio._set_running_loop(None)
@@ -67,6 +69,13 @@ class JobLoop:
         if self._is_heard:
             self._reopen()
         return self._end_rest()
+
+    def _is_as_it_was(self) -> bool:
+        """One that has not run, and on which nothing waits."""
+        loop = self._loop
+        waits = loop._ready or loop._scheduled or loop._stopping or asyncio._get_running_loop() is not None
+        bent = loop._exception_handler is not None or loop._task_factory is not None
+        return not (waits or bent or loop._debug is not self._debug)
 
     def _reopen(self) -> None:
         """What ends a part of a loop ends it for good; this loop goes on."""

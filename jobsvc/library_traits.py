@@ -14,7 +14,7 @@ from operator import attrgetter, itemgetter
 from types import FunctionType, ModuleType
 from typing import Any
 
-from .dict_versions import DictVersion
+from .dict_versions import DictVersions
 from .process_traits import Trait
 
 # those that a job is likely to replace something of, as far as they are there when the tasks are loaded
@@ -90,17 +90,17 @@ def _loaded_modules() -> Trait:
     """One of the standard library that a job has put another in place of."""
     fresh = {name: each for name, each in sys.modules.items() if _root(name) in sys.stdlib_module_names}
     values_of, values = itemgetter(*fresh), tuple(fresh.values())
-    version = DictVersion(sys.modules)
+    versions = DictVersions([sys.modules])
 
     def read() -> bool:
         try:
-            if version.is_seen():
+            if versions.are_seen():
                 return True
             same = bool(values_of(sys.modules) == values)
         except KeyError:
             return False
         if same:
-            version.see()
+            versions.see()
         return same
 
     return Trait("sys.modules", read, lambda _: sys.modules.update(fresh))
@@ -136,23 +136,24 @@ def _replaced(owners: Iterable[Owner]) -> Callable[[], list[str]]:
     for text, owner, names in owners:
         if len(names) > 1:  # of one, it would not be a tuple that is got
             values_of = itemgetter(*names)
-            version = DictVersion(vars(owner))
-            fresh.append((text, owner, names, values_of, values_of(vars(owner)), version))
+            fresh.append((text, owner, names, values_of, values_of(vars(owner))))
+    versions = DictVersions(vars(owner) for _, owner, *_ in fresh)
 
     def read() -> list[str]:
-        replaced = []
-        for text, owner, names, values_of, values, version in fresh:
-            if version.is_seen():
-                continue
+        replaced: list[str] = []
+        if versions.are_seen():
+            return replaced
+        for text, owner, names, values_of, values in fresh:
             now = vars(owner)
             try:
                 if values_of(now) == values:
-                    version.see()
                     continue
             except KeyError:
                 pass  # one was deleted
             pairs = zip(names, values, strict=True)
             replaced += [f"{text}.{name}" for name, value in pairs if now.get(name) is not value]
+        if not replaced:
+            versions.see()
         return replaced
 
     return read
