@@ -23,7 +23,7 @@ def check_bind(host: str, token: str | None) -> None:
     if token and not (token.strip() and token.strip().isascii() and token.strip().isprintable()):
         raise InvalidRequest("must be printable ASCII, and more than blanks", "JOBSVC_TOKEN")
     if not is_loopback(host) and not token:
-        raise InvalidRequest(f"{host} is reachable from other machines: set JOBSVC_TOKEN", "host")
+        raise InvalidRequest(f"{host!r} is reachable from other machines: set JOBSVC_TOKEN", "host")
 
 
 def token_matches(expected: str, presented: str) -> bool:

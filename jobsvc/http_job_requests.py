@@ -26,6 +26,7 @@ from .errors import InvalidRequest, Refusal, Refused
 from .http_errors import InvalidItem, RefusedItem, cut
 from .jobs import HASH_TASK, JobOptions, NewJob
 from .settings import MIB, Settings
+from .settings_bounds import is_queue_name
 from .signatures import TaskSignature
 from .tasks import CODE_REFUSED, Registry, TaskDefinition, is_name
 
@@ -104,7 +105,6 @@ _one = msgspec.json.Decoder(JobRequest)
 _many = msgspec.json.Decoder(list[JobRequest])
 _unknown_field = re.compile(r"Object (?:contains unknown|missing required) field `(.*)`", re.DOTALL).fullmatch
 _item = re.compile(r"\[(\d+)\]\.?(.*)", re.DOTALL).fullmatch
-_queue_name = re.compile(r"[A-Za-z0-9_.:@+-]{1,128}", re.ASCII).fullmatch
 
 
 class JobReader:
@@ -306,7 +306,7 @@ class JobReader:
 
 def check_queue_name(name: str) -> None:
     """Raise InvalidRequest for what is not the name of a queue."""
-    if not _queue_name(name):
+    if not is_queue_name(name):
         raise InvalidRequest(f"has 1 to {NAME_LENGTH_MAX} letters, digits and _.:@+-", "queue")
 
 

@@ -96,6 +96,14 @@ def _parsed(environment: Mapping[str, Any]) -> Any:
     for field in environment:
         if field not in known:
             raise ValueError(f"Ray does not know {field!r}; it knows {', '.join(sorted(known))}")
+    folder = environment.get("working_dir")
+    if (
+        isinstance(folder, str)
+        and "://" not in folder
+        and Path(folder).is_file()
+        and not folder.endswith(".zip")
+    ):
+        raise ValueError(f"working_dir: {folder} is a file; it must be a folder, or a .zip")
     return RuntimeEnv(**environment)
 
 

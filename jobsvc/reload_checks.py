@@ -32,11 +32,9 @@ NOT_BY_VARIABLE_ALONE = frozenset(
 def known_service(service: str, run_dir: Path) -> ServiceInfo:
     """What `up` wrote down of it. Raises InvalidRequest, or Unavailable with the names that there are."""
     check_name(service, "service")
-    try:
-        info = find_service(service, run_dir)
-    except OSError as error:
-        detail = f"{run_dir.absolute()} cannot be used: {error.strerror or error}"
-        raise InvalidRequest(detail, RUN_DIR_VARIABLE) from error
+    if run_dir.exists() and not run_dir.is_dir():
+        raise InvalidRequest(f"{run_dir.absolute()} is a file; it must be a folder", RUN_DIR_VARIABLE)
+    info = find_service(service, run_dir)
     if info is None:
         others = sorted(path.stem for path in run_dir.glob("*.json"))
         advice = f"there is {', '.join(others)}" if others else "start it with `jobsvc up`"

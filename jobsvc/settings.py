@@ -23,6 +23,7 @@ S3_RECORD_INTERVAL_SECONDS = 0.034
 DEFAULT_POOL = "default"
 DEFAULT_QUEUE = "default"
 VARIABLE_PREFIX = "JOBSVC_"
+_SHOWN_MAX = 100  # characters of a name that may be wrong
 _YES_OR_NO = {
     "true": True,
     "yes": True,
@@ -140,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             orderly = pool.min_workers <= pool.max_workers
             self._require(orderly, f"pools.{name}", "needs min_workers <= max_workers")
         for queue, to_pool in self.queues.items():
+            settings_bounds.check_queue_name(queue, "queues")
             pools = ", ".join(sorted(self.pools))
             good = to_pool in self.pools
             self._require(
@@ -181,7 +183,10 @@ def from_environment(environment: Mapping[str, str], **chosen: Any) -> Settings:
     for name, value in plain.items():
         if name == "pools" and isinstance(value, dict):
             for pool, shape in value.items():
-                _check_kind(shape, PoolSettings, f"pools.{pool}")
+                _check_kind(shape, PoolSettings, f"pools.{pool[:_SHOWN_MAX]}")
+        elif name == "queues" and isinstance(value, dict):
+            for queue, to_pool in value.items():
+                _check_kind(to_pool, str, f"queues.{queue[:_SHOWN_MAX]}")
         else:
             _check_kind(value, kinds[name], name)
     return msgspec.convert(plain, Settings)
@@ -216,7 +221,7 @@ def _parsed(field: str, kind: Any, text: str) -> Any:
         return [each for each in text.replace(",", " ").split() if each]
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         if kind is bool:
             raise InvalidRequest(f"{variable}={text!r} is neither true nor false", field) from error
         if dict not in (typing.get_origin(kind), *map(typing.get_origin, choices)):

@@ -67,6 +67,9 @@ POOL: dict[str, Range] = {
 }
 # Part of file names, of Ray's names of actors, and of URLs.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+QUEUE_NAME_LENGTH_MAX = 128
+_QUEUE_NAME = re.compile(rf"[A-Za-z0-9_.:@+-]{{1,{QUEUE_NAME_LENGTH_MAX}}}")
+_SHOWN_MAX = 100  # characters of a name that is wrong
 _PREFIX = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,99}){1,10}")
 
 
@@ -83,8 +86,27 @@ def check_numbers(values: Mapping[str, Any], ranges: Mapping[str, Range], where:
 def check_name(name: str, field: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{name!r} is no name: 1 to 100 letters, digits, '.', '_' and '-', the first no '.' or '-'", field
+            f"{shown(name)} is no name: 1 to 100 letters, digits, '.', '_' and '-', the first no '.' or '-'",
+            field,
         )
+
+
+def is_queue_name(name: object) -> bool:
+    return isinstance(name, str) and _QUEUE_NAME.fullmatch(name) is not None
+
+
+def check_queue_name(name: object, field: str) -> None:
+    if not is_queue_name(name):
+        raise InvalidRequest(
+            f"{shown(name)} is no name of a queue: 1 to {QUEUE_NAME_LENGTH_MAX} letters, digits and _.:@+-",
+            field,
+        )
+
+
+def shown(name: object) -> str:
+    """What was given for a name, however long it is."""
+    text = repr(name)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}...'"
 
 
 def check_route_prefix(prefix: str) -> None:

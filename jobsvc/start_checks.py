@@ -71,6 +71,8 @@ def absolute_folder(data: str) -> Path:
     """The folder that `data` names; it is made if it is not there."""
     if "://" in data:
         raise InvalidRequest(f"{data!r} is neither a folder nor s3://BUCKET/PREFIX", "data")
+    if not data.strip() or not data.isprintable():
+        raise InvalidRequest(f"{data!r} is no name of a folder that anybody would find again", "data")
     try:
         folder = Path(data).expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True)

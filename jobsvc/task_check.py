@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -30,6 +31,29 @@ SLOW_SECONDS = 2.0  # pandas and torch take longer: said once, and waited for
 IMPORT_SECONDS_MAX = 120.0
 LAST_MOMENT_SECONDS = 0.2
 OUTPUT_BYTES_READ = 2_000
+NEEDED = frozenset(
+    {"jobsvc", "ray", "msgspec", "fastapi", "starlette", "uvicorn", "httpx", "psutil", "typer"}
+)
+
+
+def hidden_module(folder: Path) -> str | None:
+    """A file here that Python would take for a module that every process of the service needs, in words."""
+    needed = {
+        name for name, module in [*sys.modules.items()] if "." not in name and _is_not_here(module, folder)
+    }
+    for path in sorted(folder.glob("*")):
+        name = path.stem if path.suffix == ".py" else path.name
+        is_module = path.suffix == ".py" or (path / "__init__.py").exists()
+        if is_module and (name in needed & sys.stdlib_module_names or name in NEEDED):
+            if name == __package__ and path == Path(__file__).parent:
+                continue  # the folder of jobsvc's own source
+            return f"{path} hides the module {name!r} that jobsvc needs: give it another name"
+    return None
+
+
+def _is_not_here(module: object, folder: Path) -> bool:
+    file = getattr(module, "__file__", None)
+    return not isinstance(file, str) or Path(file).parent != folder
 
 
 class _Told(msgspec.Struct):
@@ -48,6 +72,7 @@ class TaskCheck:
 
     def __init__(self, settings: Settings, environment: Mapping[str, str], folder: str | None = None) -> None:
         self._began = time.monotonic()
+        self._hidden = hidden_module(Path(folder or os.getcwd()))
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this
         self._pipe, others_end = os.pipe()
         command = [sys.executable, "-c", "from jobsvc.task_check import main; main()", str(others_end)]
@@ -70,6 +95,8 @@ class TaskCheck:
         """The code that the service will have, with every task. Raises InvalidRequest: module, place, what
         Python says."""
         try:
+            if self._hidden is not None:
+                raise InvalidRequest(self._hidden, "tasks")
             told = self._last_word(say)
             if told.code is not None:
                 return told.code

@@ -29,6 +29,7 @@ import msgspec
 
 from .errors import InvalidRequest
 from .jobs import JobOptions
+from .settings_bounds import check_queue_name, shown
 from .signatures import TaskSignature
 
 BUILTIN_MODULE = "jobsvc.builtin_tasks"
@@ -40,7 +41,12 @@ CODE_REFUSED = (
 )
 _MARK = "__jobsvc_task__"
 _NAME_LENGTH_MAX = 200
-_NOT_OF_PROJECT = (*(sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")), __file__)
+_WHOLE_NUMBERS = 2**31
+_TOLD_LENGTH_MAX = 500  # of what an import raised
+_NOT_OF_PROJECT = (
+    *(sysconfig.get_path(each) for each in ("stdlib", "purelib", "platlib")),
+    __file__.removesuffix("tasks.py"),
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -168,10 +174,14 @@ def _definition(function: Callable[..., Any], **options: Any) -> TaskDefinition:
 def _check(definition: TaskDefinition) -> None:
     """Refuse at the decorator what the service would refuse with every job."""
     name = definition.name
-    _require(is_name(name), "name", f"{name!r} is not a name of 1 to {_NAME_LENGTH_MAX} printable characters")
+    _require(
+        is_name(name), "name", f"{shown(name)} is not a name of 1 to {_NAME_LENGTH_MAX} printable characters"
+    )
     for field in ("priority", "max_attempts", "max_crashes"):
         value = getattr(definition, field)
-        _require(type(value) is int, field, f"must be a whole number, not {value!r}")
+        whole = type(value) is int and abs(value) < _WHOLE_NUMBERS
+        _require(whole, field, f"must be a whole number, not {shown(value)}")
+    check_queue_name(definition.queue, "queue")
     for field in ("max_attempts", "max_crashes"):
         _require(getattr(definition, field) >= 1, field, "must be at least 1")
     for field in ("timeout_seconds", "backoff_base_seconds", "backoff_cap_seconds", "retention_seconds"):
@@ -211,11 +221,13 @@ class Registry:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever its code raises, the module is what is wrong
             raise TasksNotLoaded(
-                f"the module {name!r} cannot be imported: {_told(error, name)}", name
+                f"the module {shown(name)} cannot be imported: {_told(error, name)}", name
             ) from error
         found = list(_marked_in(module))
         if not found:
-            raise TasksNotLoaded(f"the module {name!r} has no function marked with @task", name)
+            place = getattr(module, "__file__", None)
+            where = f", which is {place}," if place else ""
+            raise TasksNotLoaded(f"the module {name!r}{where} has no function marked with @task", name)
         for definition in found:
             self.add(definition)
 
@@ -243,13 +255,21 @@ def _told(error: BaseException, module: str) -> str:
     if isinstance(error, SyntaxError):
         where = f"{error.filename}, line {error.lineno}: " if error.filename else ""
         return f"{where}{type(error).__name__}: {error.msg}"
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-        if module.endswith(".py") or "/" in module:
-            return f"{text}; name the module as Python imports it, package.module, not the file"
+    text = _cut(" ".join(f"{type(error).__name__}: {error}".split()))
+    if module.startswith(".") or (module.endswith(".py") or "/" in module) and _is_not_found(error, module):
+        return f"{text}; name the module as Python imports it, package.module, not the file"
+    if _is_not_found(error, module):
         return f"{text}; Python looks in the folder where jobsvc is run, and in PYTHONPATH"
     places = [each for each in traceback.extract_tb(error.__traceback__) if _is_of_project(each.filename)]
     return f"{places[-1].filename}, line {places[-1].lineno}: {text}" if places else text
+
+
+def _is_not_found(error: BaseException, module: str) -> bool:
+    return isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TOLD_LENGTH_MAX else f"{text[:_TOLD_LENGTH_MAX]} ..."
 
 
 def _is_of_project(filename: str) -> bool:

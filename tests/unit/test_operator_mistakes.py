@@ -88,6 +88,33 @@ MISTAKES_WITH_TASKS = {
     "two modules with a task of one name": Mistake(
         ("--tasks", "a.t", "--tasks", "b.t"), ("'t.work'", "a.t", "b.t"), {"a/t.py": TASK, "b/t.py": TASK}
     ),
+    "a path": Mistake(("--tasks", "./t.py"), ("'./t.py'", "not the file"), {"t.py": TASK}),
+    "a relative module": Mistake(("--tasks", ".t"), ("'.t'", "not the file"), {"t.py": TASK}),
+    "a package without the tasks of its modules": Mistake(
+        ("--tasks", "p"), ("'p'", "p/__init__.py", "@task"), {"p/__init__.py": "", "p/tasks.py": TASK}
+    ),
+    "a module that asks": Mistake(
+        ("--tasks", "t"), ("t.py, line 1", "EOFError"), {"t.py": "name = input('name? ')\n" + TASK}
+    ),
+    "a file that hides a module of Python's": Mistake(
+        ("--tasks", "t"), ("logging.py", "hides", "another name"), {"t.py": TASK, "logging.py": "x = 1\n"}
+    ),
+    "a file that hides a package": Mistake(
+        ("--tasks", "t"), ("ray.py", "hides", "another name"), {"t.py": TASK, "ray.py": "x = 1\n"}
+    ),
+    "tasks that hide a module of Python's": Mistake(
+        ("--tasks", "random"), ("random.py", "hides", "another name"), {"random.py": TASK}
+    ),
+    "a queue that no task can have": Mistake(
+        ("--tasks", "t"),
+        ("t.py, line 2", "queue", "'a b'"),
+        {"t.py": "import jobsvc\n@jobsvc.task(queue='a b')\ndef work(): pass\n"},
+    ),
+    "a number that no task can have": Mistake(
+        ("--tasks", "t"),
+        ("t.py, line 2", "priority", "whole number"),
+        {"t.py": "import jobsvc\n@jobsvc.task(priority=10**30)\ndef work(): pass\n"},
+    ),
     "a module of the variable": Mistake((), ("'no_such'",), variables={"JOBSVC_TASKS": '["no_such"]'}),
     "a module of pyproject.toml": Mistake(
         (), ("'no_such'",), {"pyproject.toml": "[tool.jobsvc]\ntasks = ['no_such']\n"}
@@ -113,6 +140,8 @@ MISTAKES_WITH_PLACES = {
 
     "somebody's home": Mistake(("--data", "~nobody-of-this-name/x"), ("data", "~nobody-of-this-name")),
     "a store of another kind": Mistake(("--data", "gs://bucket/x"), ("data", "gs://bucket/x", "s3://")),
+    "a folder of blanks": Mistake(("--data", "  "), ("data", "'  '")),
+    "a folder on two lines": Mistake(("--data", "a\nb"), ("data", "a\\nb")),
     "no bucket": Mistake(("--data", "s3://"), ("data", "s3://", "bucket")),
     "a bucket's name that is none": Mistake(("--data", "s3://Some_Bucket/x"), ("data", "Some_Bucket")),
     "a prefix that no key can have": Mistake(("--data", "s3://some-bucket/a//b"), ("data", "a//b")),
@@ -158,6 +187,9 @@ MISTAKES_WITH_RAY = {
     "no such name": Mistake(("--ray-address", "no-such-host.invalid:6379"), ("ray_address", "no-such-host")),
 }  # fmt: skip
 PROJECT = "pyproject.toml"
+LONG_QUEUE = '{"%s":"default"}' % ("q" * 5_000)
+LONG_POOL = '{"default":{},"%s":{}}' % ("p" * 5_000)
+FILE_TO_WORK_IN = {"JOBSVC_POOLS": '{"default":{"runtime_env":{"working_dir":"file"}}}'}
 UPSIDE_DOWN = {"JOBSVC_POOLS": '{"default":{"min_workers":9,"max_workers":1}}'}
 MISTAKES_WITH_SETTINGS = {
     "a port beyond the last": Mistake(("--port", "70000"), ("port", "70000", "65,535")),
@@ -182,6 +214,14 @@ MISTAKES_WITH_SETTINGS = {
     ),
     "fewer at most than at least": Mistake(
         (), ("pools.default", "max_workers"), {}, UPSIDE_DOWN
+    ),
+    "a queue of no name": Mistake((), ("queues", "'a b'"), {}, {"JOBSVC_QUEUES": '{"a b":"default"}'}),
+    "a queue of a long name": Mistake((), ("queues", "qqq..."), {}, {"JOBSVC_QUEUES": LONG_QUEUE}),
+    "a pool of a long name": Mistake((), ("pools", "ppp..."), {}, {"JOBSVC_POOLS": LONG_POOL}),
+    "a pool that is no text": Mistake((), ("queues.q", "`str`"), {}, {"JOBSVC_QUEUES": '{"q":1}'}),
+    "pools without an end": Mistake((), ("JOBSVC_POOLS", "JSON"), {}, {"JOBSVC_POOLS": "[" * 100_000}),
+    "a file for a pool's folder": Mistake(
+        (), ("pools.default.runtime_env", "working_dir", "is a file"), {"file": ""}, FILE_TO_WORK_IN
     ),
     "a number of no form": Mistake((), ("JOBSVC_REPLICAS",), {}, {"JOBSVC_REPLICAS": "two"}),
     "text for a whole number": Mistake((), ("replicas", "`int`"), {}, {"JOBSVC_REPLICAS": '"2"'}),
@@ -311,6 +351,7 @@ def refused_in_one_line(said: Said, mistake: Mistake) -> None:
     assert len(lines) == 1, said.stderr
     assert "Traceback" not in lines[0]
     assert re.match(r"jobsvc: \S", lines[0])
+    assert len(lines[0]) < 1_000, "a line that nobody reads"
     missing = [name for name in mistake.names if name not in lines[0]]
     assert not missing, f"{missing} not in: {lines[0]}"
 
