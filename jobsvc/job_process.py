@@ -52,6 +52,7 @@ _KILLED_EXIT_CODE = 128 + signal.SIGTERM
 _OOM_SCORE = 900  # when memory runs out, the kernel should take the job and not its worker
 _JOB_NICENESS = 5  # managers and replicas on this machine go first
 _LOOK_SECONDS = 0.02  # of jobs, or without any, between two looks at everything; each takes 0.1 to 0.4 ms
+_LOOKS_A_CLOSE_ONE = 5  # of those that short jobs share
 _IDLE_MILLISECONDS = 2  # without jobs, before there is time for a look
 _INTERRUPTIONS_MAX = 100
 _QUICK_SECONDS = 0.00002  # in less no process is started, and no file opened and closed
@@ -78,6 +79,7 @@ class JobProcess:
         self._reads = 0
         self._in_job = False
         self._unseen_seconds = 0.0  # of jobs, since everything was looked at
+        self._looks = 0
         self._look_due = 0.0  # in idle time: lone jobs that come one after the other share a look
         self._registry = Registry()
         self._is_fork = False
@@ -187,7 +189,9 @@ class JobProcess:
             self._leave([f"it has run {self._setup.growth.jobs_max} jobs"], in_order=True)
         self._unseen_seconds += seconds
         if is_first or self._unseen_seconds > _LOOK_SECONDS:
-            self._look(is_first)
+            self._looks += 1
+            is_close = is_first or seconds > _LOOK_SECONDS or self._looks % _LOOKS_A_CLOSE_ONE == 0
+            self._look(is_first, is_close)
 
     # --- between two jobs ---
 
@@ -219,10 +223,10 @@ class JobProcess:
             left.append("stdin, stdout or stderr closed")
         return left
 
-    def _look(self, was_first: bool = False) -> None:
+    def _look(self, was_first: bool = False, closely: bool = True) -> None:
         """What is too dear for each job: all that C code may have changed, and what has grown."""
         self._loop.put_back(all_of_it=True)
-        left = self._state.put_all()
+        left = self._state.put_all(closely)
         if self._children.any() and self._children.end():
             left.append("processes that a job had left")
         if left:

@@ -25,6 +25,19 @@ from .library_traits import library_traits
 from .process_traits import Trait, renew_handlers, rights, system_traits
 from .python_traits import hook_traits, hooks, switch_traits
 
+# What hardly any code in C changes. Functions of Python's that do are heard.
+_RARE = frozenset(
+    """time zone; blocking; users; session; root folder; priority; scheduler; limits; dumpable; keepcaps;
+    timer slack; death signal; subreaper; I/O priority; out-of-memory score; timers of C code;
+    wake-up descriptor; locale; names of levels; logging.setLoggerClass; logging.setLogRecordFactory;
+    garbage collection; frozen objects; gc.set_threshold; gc.set_debug; recursion limit; switch interval;
+    length of numbers; sys.setdlopenflags; thread stack; threading.settrace; threading.setprofile;
+    generator hooks; origin tracking; socket time-out; fault handler; tracemalloc; decimal.DefaultContext;
+    sys.__stdin__; sys.__stdout__; sys.__stderr__; csv.field_size_limit; name of the thread""".replace(
+        "\n    ", " "
+    ).split("; ")
+)
+
 
 class ProcessState:
     """Made before the tasks are loaded; `settle` when they are."""
@@ -49,6 +62,7 @@ class ProcessState:
         traits = [*system_traits(), *hook_traits(), *switch_traits(), *library_traits(), rights()]
         self._traits = {each.name: (each, _copy(each.read())) for each in traits}
         self._hooks = _copy(self._read_hooks())
+        self._likely = [name for name in self._traits if name not in _RARE]
         self._hook_names = [each.name for each in hook_traits()]
         self._seeds = random.getstate() if tripwires.SEEDS in self.called else None
         self.context = contextvars.copy_context()
@@ -72,9 +86,12 @@ class ProcessState:
             return left
         return []
 
-    def put_all(self) -> list[str]:
-        """Read everything, and put back what differs. Names what cannot be put back."""
-        left = self._put(self._traits)
+    def put_all(self, closely: bool = True) -> list[str]:
+        """Read everything, and put back what differs. Names what cannot be put back.
+
+        Without `closely` what is rarely changed is left out: it is half of all.
+        """
+        left = self._put(self._traits if closely or self.called else self._likely)
         left += self._put_unread()
         self.called.clear()  # by ourselves, too
         return left
