@@ -114,7 +114,7 @@ class Client:
         loop = asyncio.get_running_loop()
         found = self._loops.get(loop)
         if found is None or found.pid != os.getpid():
-            for each in [each for each in self._loops if each.is_closed()]:
+            for each in [each for each in list(self._loops) if each.is_closed()]:
                 self._loops.pop(each, None)
             found = self._loops[loop] = LoopClient(self._connection)
             await found.begin()

@@ -141,9 +141,8 @@ class Ends:
         self.ids = ids
         self.after = after
         self.open = set(ids)
-        self.count = len(self.open)
         self.ended: dict[str, FeedItem] = {}
-        self.order: list[str] = []  # of those that have ended, as they did
+        self.order: list[str | None] = []  # of those that have ended, as they did; None: it was put back
         self.states: Counter[str] = Counter()
         self._tell = tell
         self._next_read, self._read_at = now, now
@@ -151,6 +150,7 @@ class Ends:
 
     def mend(self) -> None:
         """Make it whole, if somebody who changed it is gone in the midst of that."""
+        self.order = [job_id if job_id in self.ended else None for job_id in self.order]
         given = set(self.order)
         self.order += [job_id for job_id in self.ended if job_id not in given]
         self.open = {job_id for job_id in self.ids if job_id not in self.ended}
@@ -216,12 +216,14 @@ class Ends:
 
     def reopen(self) -> list[str]:
         """Those that failed or were cancelled are to end again; which they are."""
-        again = [job_id for job_id in self.order if self.ended[job_id].state in ("failed", "cancelled")]
+        again = [entry.id for entry in self.ended.values() if entry.state in ("failed", "cancelled")]
         for job_id in again:
-            self.states[self.ended.pop(job_id).state] -= 1
             self.open.add(job_id)
+            self.states[self.ended.pop(job_id).state] -= 1
+        for place, known in enumerate(self.order):
+            if known not in self.ended:
+                self.order[place] = None  # whoever goes through the order keeps his place
         self.states = +self.states
-        self.order = [job_id for job_id in self.order if job_id in self.ended]
         return again
 
 

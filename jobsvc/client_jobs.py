@@ -103,21 +103,22 @@ class JobSet:
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
         """Each job as it ends, those that have ended already first. Raises WaitTimedOut."""
-        wait = Wait(timeout, time.monotonic())
-        given = 0
-        while given < self._ends.count:
+        wait, given = Wait(timeout, time.monotonic()), 0
+        while self._ends.open or given < len(self._ends.order):
             while given < len(self._ends.order):
-                yield self.job(self._ends.order[given])
-                given += 1
+                job_id, given = self._ends.order[given], given + 1
+                if job_id is not None:
+                    yield self.job(job_id)
             self._wait_for_more(given, wait)
 
     async def __aiter__(self) -> AsyncIterator[Job]:
         """`async for job in jobs` gives each job as it ends."""
         given = 0
-        while given < self._ends.count:
+        while self._ends.open or given < len(self._ends.order):
             while given < len(self._ends.order):
-                yield self.job(self._ends.order[given])
-                given += 1
+                job_id, given = self._ends.order[given], given + 1
+                if job_id is not None:
+                    yield self.job(job_id)
             await self._read_in_loop(given)
 
     def wait(self, timeout: float | None = None, *, progress: bool = False) -> dict[str, int]:
@@ -127,10 +128,10 @@ class JobSet:
         """
         wait, ends = Wait(timeout, time.monotonic()), self._ends
         with tables.ProgressLine("jobs", len(self), None if progress else False) as line:
-            line.update(len(ends.order), ends.counts())
+            line.update(len(ends.ended), ends.counts())
             while ends.open:
                 self._wait_for_more(len(ends.order), wait)
-                line.update(len(ends.order), ends.counts())
+                line.update(len(ends.ended), ends.counts())
         return dict(ends.states)
 
     def progress(self, timeout: float | None = None) -> dict[str, int]:
@@ -142,7 +143,7 @@ class JobSet:
         self.wait(timeout)
         elsewhere = [
             job_id
-            for job_id, entry in self._ends.ended.items()
+            for job_id, entry in list(self._ends.ended.items())
             if entry.result is UNSET and entry.state == "succeeded"
         ]
         fetched = dict(zip(elsewhere, self._for_each(elsewhere, self._outcome), strict=True))
@@ -156,8 +157,8 @@ class JobSet:
 
     def failures(self) -> list[Job]:
         """Those that are known to have ended without a result."""
-        ended = self._ends.ended
-        return Jobs(self.job(job_id) for job_id in self._ends.order if ended[job_id].state != "succeeded")
+        ended = list(self._ends.ended.values())
+        return Jobs(self.job(entry.id) for entry in ended if entry.state != "succeeded")
 
     def retry_failed(self) -> int:
         """Put back those that failed or were cancelled; returns how many. Waiting waits for them again."""
@@ -212,6 +213,8 @@ class JobSet:
     def _wait_for_more(self, known: int, wait: Wait) -> None:
         """Until more than `known` jobs have ended, or a while has passed. Raises WaitTimedOut."""
         ends, reading = self._ends, self._reading
+        if not ends.open:
+            return
         is_last, is_mine = True, reading.acquire(timeout=wait.slice_seconds(time.monotonic()))
         try:  # whoever has waited in vain for another thread looks once all the same
             if ends.open and len(ends.order) <= known:

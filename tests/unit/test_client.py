@@ -624,6 +624,25 @@ def test_a_set_in_which_a_job_is_twice_ends_all_the_same(client: Client) -> None
     assert jobs.results(SECONDS) == [1, 1]
 
 
+def test_jobs_that_are_put_back_amid_as_completed_come_once_more_and_no_other_is_passed(
+    idle: Client, service: LocalService
+) -> None:
+    # given jobs of which the first are given as cancelled
+    jobs = idle.map("jobsvc.echo", range(20), progress=False)
+    for job in jobs:
+        if job.id < jobs.ids[8]:
+            job.cancel()
+    given = jobs.as_completed(SECONDS)
+    first = [job.id for job in take(given, 5)]
+    # when all that were cancelled are put back, and all end
+    assert jobs.retry_failed() == 8
+    service.working = True
+    rest = [job.id for job in given]
+    # then each comes, and those that had come come once more
+    assert sorted(rest) == jobs.ids and set(first) <= set(rest)
+    assert jobs.results(SECONDS) == list(range(20))
+
+
 def test_a_set_without_jobs_asks_nobody() -> None:
     jobs = JobSet(Client(unused_url()), [], 0)
     assert jobs.wait() == {} and jobs.results(0) == [] and list(jobs.as_completed(0)) == []
