@@ -245,7 +245,9 @@ class Talks:
 
 
 def job_path(job_id: str, rest: str = "") -> str:
-    """A job's address, or that of a part of it."""
+    """A job's address, or that of a part of it. Raises InvalidRequest."""
+    if not isinstance(job_id, str) or not job_id.strip("."):  # the address of something else
+        raise InvalidRequest(f"{job_id!r} is no id of a job", "id")
     return f"/v1/jobs/{urllib.parse.quote(job_id, safe='')}{rest}"
 
 

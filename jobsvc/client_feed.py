@@ -20,6 +20,7 @@ from .client_core import TERMINAL_STATES, Pause, Request, Talk, Talks, Together,
 from .errors import CompletionsLost, Refused
 
 FEED_PAGE = 5_000
+FORGOTTEN = frozenset({"unknown_job", "expired_job"})  # what the service refuses because it was long ago
 EXPIRED = "expired"  # what a set calls a job that ended longer ago than the service remembers
 # Before the next page of the feed, so that many jobs that end fast come in few requests: a part of the time
 # that the rest of a set will take at its present pace; when all is of others, by how much there was.
@@ -232,7 +233,7 @@ def look(talks: Talks, job_id: str, wait: Wait | None, now: float) -> Talk[FeedI
     try:
         answer, _ = yield from talks.exchange(Request("GET", job_path(job_id)), now, wait)
     except Refused as error:
-        if error.refusal.code not in ("unknown_job", "expired_job"):
+        if error.refusal.code not in FORGOTTEN:
             raise
         return FeedItem(0, job_id, EXPIRED, "")  # it has ended, nobody knows how
     return item_of(msgspec.json.decode(answer.content))

@@ -20,7 +20,7 @@ from msgspec import UNSET
 
 from . import client_tables as tables
 from .client_core import Wait
-from .client_feed import Ends, FeedItem, News, item_of, look
+from .client_feed import FORGOTTEN, Ends, FeedItem, News, item_of, look
 from .client_http import REQUESTS_IN_FLIGHT
 from .client_job import Job, failure
 from .errors import JobsvcError, Refused
@@ -29,6 +29,8 @@ from .value_types import ValueType
 if TYPE_CHECKING:
     from .client import Client
 
+
+HAS_GONE_ON = FORGOTTEN | {"wrong_state"}  # said of a job that has ended meanwhile
 
 __all__ = ["FeedItem", "Job", "JobSet", "Jobs"]
 
@@ -172,9 +174,9 @@ class JobSet:
         try:
             self.job(job_id).retry()
         except Refused as error:
-            if error.refusal.code != "wrong_state":
+            if error.refusal.code not in HAS_GONE_ON:
                 raise
-            # somebody else has put it back, and it may have ended since
+            # somebody else has put it back, and it may have ended since; or it is forgotten
             entry = self._client.run(partial(look, self._client.talks, job_id, None))
             with self._taking:
                 self._ends.add([entry] if entry else [])
@@ -187,7 +189,7 @@ class JobSet:
         try:
             self.job(job_id).cancel()
         except Refused as error:
-            if error.refusal.code != "wrong_state":
+            if error.refusal.code not in HAS_GONE_ON:
                 raise
 
     def _outcome(self, job_id: str) -> Any:

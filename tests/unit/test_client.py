@@ -23,7 +23,7 @@ from jobsvc.client import Client, _batches
 from jobsvc.client_calls import document as job_document
 from jobsvc.client_core import Request, Talk, Wait
 from jobsvc.client_http import find_addresses
-from jobsvc.client_jobs import JobSet
+from jobsvc.client_jobs import FeedItem, JobSet
 from jobsvc.discovery import ServiceInfo, secret_file, write_down
 from jobsvc.errors import InvalidRequest, JobFailed, Refused, Unavailable, WaitTimedOut
 
@@ -641,6 +641,32 @@ def test_jobs_that_are_put_back_amid_as_completed_come_once_more_and_no_other_is
     # then each comes, and those that had come come once more
     assert sorted(rest) == jobs.ids and set(first) <= set(rest)
     assert jobs.results(SECONDS) == list(range(20))
+
+
+def test_a_set_whose_jobs_are_forgotten_may_be_cancelled_and_put_back(
+    idle: Client, service: LocalService
+) -> None:
+    # given a set of which one job has been cancelled, one is open, one is long gone
+    jobs = idle.map("jobsvc.echo", range(2), progress=False)
+    gone = "00000000-0000-7000-8000-000000000000"
+    jobs = JobSet(idle, [*jobs.ids, gone], jobs._ends.after)
+    jobs[0].cancel()
+    # then both work for the others
+    jobs.cancel()
+    assert jobs.counts() == {"open": 1, "cancelled": 2}
+    jobs._ends.add([FeedItem(0, gone, "failed", "jobsvc.echo")])
+    assert jobs.retry_failed() == 3
+    service.working = True
+    assert jobs.wait(SECONDS) == {"succeeded": 2, "expired": 1}
+
+
+@pytest.mark.parametrize("job_id", ["", ".", "..", None, 7, b"x"])
+def test_what_is_no_id_is_refused_before_anybody_is_asked(job_id: Any) -> None:
+    job = Client(unused_url()).job(job_id)
+    for ask in (job.refresh, job.result, job.wait, job.cancel, job.logs, lambda: list(job.follow())):
+        with pytest.raises(InvalidRequest) as raised:
+            ask()
+        assert raised.value.field == "id"
 
 
 def test_a_set_without_jobs_asks_nobody() -> None:
