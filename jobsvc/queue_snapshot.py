@@ -252,7 +252,7 @@ def _restore_orders(state: QueueState) -> Iterator[None]:
         if job.state is State.FAILED:
             state.failures.add(job)
         own = job.options.retention_seconds
-        state.retention.ended(own, job.details.finish_seq, 1, job.details.finished_at)
+        state.retention.restore(own, job.details.finish_seq, job.details.finished_at)
         if job.options.task == HASH_TASK and awaits_pull(job):
             state.unpulled.add(job)
         elif job.state is State.SUCCEEDED:

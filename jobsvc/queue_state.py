@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from .acceptance_order import AcceptanceOrder
@@ -77,7 +77,7 @@ from .jobs import (
 from .pack_references import PackReferences
 from .queue_counts import QueueCounts
 from .ready_lanes import Lane, Lanes
-from .recently_finished import RecentlyFinished, ended_together, options_if_plain
+from .recently_finished import End, RecentlyFinished, are_few, ended_together, options_if_plain
 from .remembered_keys import FINGERPRINT_BYTES, KeyRecord, RememberedKeys
 from .retention_lines import RetentionLines
 from .segments import JobTable, neighbours
@@ -245,19 +245,29 @@ def _jobs_leased(state: QueueState, event: JobsLeased) -> None:
 def _attempts_ended(state: QueueState, event: AttemptsEnded) -> None:
     held = state.leases.get(event.worker, {})
     jobs = state.jobs.of([each.job_id for each in event.finished])
-    ends = [*zip(jobs, event.finished, event.changes, event.run_ats, strict=True)]
-    for some, alike in ended_together(ends):
-        if alike and state.recent.take(some, event, state.log_time):
-            for job, *_ in some:
-                held.pop(job.id, None)
-            continue
-        for job, finished, change, run_at in some:
-            plain = alike is None and options_if_plain(job, finished, change, run_at)
-            if not plain or not state.recent.take_one(job, finished, event, state.log_time):
-                _attempt_ended(state, job, finished, change, run_at, event)
-            held.pop(job.id, None)
+    ends = zip(jobs, event.finished, event.changes, event.run_ats, strict=True)
+    if are_few(jobs):
+        _ended_one_by_one(state, ends, event, held)
+    else:
+        for some, alike in ended_together([*ends]):
+            if alike and state.recent.take(some, event, state.log_time):
+                for job, *_ in some:
+                    held.pop(job.id, None)
+            else:
+                _ended_one_by_one(state, some, event, held)
     if not held:
         state.leases.pop(event.worker, None)
+
+
+def _ended_one_by_one(
+    state: QueueState, ends: Iterable[End], event: AttemptsEnded, held: dict[bytes, Job]
+) -> None:
+    recent, now = state.recent, state.log_time
+    for job, finished, change, run_at in ends:
+        plain = options_if_plain(job, finished, change, run_at)
+        if not plain or not recent.take_one(job, finished, event, now):
+            _attempt_ended(state, job, finished, change, run_at, event)
+        held.pop(job.id, None)
 
 
 def _attempt_ended(
@@ -456,7 +466,7 @@ def _finish(state: QueueState, job: Job) -> None:
     details.finish_seq = state.feed.append(job)
     if job.state is State.FAILED:
         state.failures.add(job)
-    state.retention.ended(job.options.retention_seconds, details.finish_seq, 1, state.log_time)
+    state.retention.ended(job.options.retention_seconds, details.finish_seq, state.log_time)
     if job.options.task == HASH_TASK and job.state is State.SUCCEEDED and not details.pulled:
         state.unpulled.add(job)
 

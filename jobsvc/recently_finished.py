@@ -37,10 +37,12 @@ _SUCCEEDED = TRANSITIONS[_RUNNING][_CHANGE]
 End = tuple[Job, Finished, Change, float | None]  # a job, its report, and where it goes
 
 
-def ended_together(ends: list[End]) -> Iterable[tuple[list[End], bool | None]]:
-    """What ended by one event, in parts, and whether those of each suit one group. None: look at each."""
-    if len(ends) < TOGETHER_MIN:
-        return ((ends, None),)
+def are_few(ended: list[Job]) -> bool:
+    return len(ended) < TOGETHER_MIN
+
+
+def ended_together(ends: list[End]) -> Iterable[tuple[list[End], bool]]:
+    """What ended by one event, in parts, and whether those of each suit one group."""
     options = [options_if_plain(*end) for end in ends]
     if len(ends) <= GROUP_MAX and options.count(options[0]) == len(options):
         return ((ends, options[0] != 0),)
@@ -130,12 +132,12 @@ class RecentlyFinished:
 
         False, and nothing done, if one is there twice, or if too few have these options."""
         jobs, finished = [end[0] for end in ends], [end[1] for end in ends]
-        place = self._feed.next_place
+        ids, place = [job.id for job in jobs], self._feed.next_place
         if len(jobs) >= AT_ONCE_MIN:
             group = FinishedGroup.of_reports(jobs, finished, event, log_time, place)
         else:
             group = self._open_group(jobs[0].options)
-            if group is not None and len({job.id for job in jobs}) == len(jobs):
+            if group is not None and len({*ids}) == len(ids):
                 group.add(jobs, finished, event, log_time, place)
             else:
                 group = None
@@ -145,9 +147,9 @@ class RecentlyFinished:
         for job in jobs:
             job.state = _SUCCEEDED  # lanes may have it still
             job.details = None
-        self._jobs.keep_in_group([job.id for job in jobs], group)
+        self._jobs.keep_in_group(ids, group)
         self._feed.append_group(group, len(jobs))
-        self._retention.ended(group.options.retention_seconds, place, len(jobs), log_time)
+        self._retention.ended(group.options.retention_seconds, place, log_time)
         if group.is_full:
             self.close(group)
         elif group.rows is None:
@@ -165,7 +167,7 @@ class RecentlyFinished:
         job.details = None
         self._jobs.keep_one_in_group(job.id, group)
         rows, place = group.rows, self._feed.append(group)
-        self._retention.ended(options.retention_seconds, place, 1, log_time)
+        self._retention.ended(options.retention_seconds, place, log_time)
         assert rows is not None
         group.ids.append(job.id)
         rows.append((job, finished, place, log_time, event.worker, event.node))

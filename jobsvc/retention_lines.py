@@ -5,6 +5,9 @@ next of its jobs may go, and a heap of the lines which line is next: however man
 nobody looks at them before their time. The line of those without a retention of their own (None) stands
 beside the heap, because how long these are kept is a setting.
 
+What ends is mostly of the retention of what ended before it: so only where that changes, or somebody looks,
+is the line of the latest ones brought up to date.
+
 A line has ranges of places, merged where they touch. What has left it in another way (retired by number,
 put back) is passed over when it comes to the front; of that there may be more than of the rest only for a
 while.
@@ -82,21 +85,40 @@ class RetentionLines:
         self._lines: dict[float | None, _Line] = {}
         self._heap: list[tuple[float, int, _Line]] = []  # by `due_at`; an entry that says otherwise is void
         self._entries = 0
+        self._latest: float | None = None  # the retention of what ended last
+        self._since: int | None = None  # the first place that its line lacks; None: it lacks none
 
     def __len__(self) -> int:
+        self._catch_up(self._feed.next_place)
         return sum(len(line._ends) for line in self._lines.values()) + len(self._heap)
 
-    def ended(self, retention: float | None, first: int, jobs: int, log_time: float) -> None:
-        """So many jobs have ended now, at places from the first one on."""
+    def ended(self, retention: float | None, first: int, log_time: float) -> None:
+        """Jobs have ended now, at all places from this one on."""
+        if self._since is None or retention != self._latest:
+            self._catch_up(first)
+            self._line(retention, log_time)
+            self._latest, self._since = retention, first
+
+    def restore(self, retention: float | None, place: int, finished_at: float) -> None:
+        """A job of a snapshot, in the order of places."""
+        self._line(retention, finished_at).add(place, place + 1)
+
+    def _line(self, retention: float | None, log_time: float) -> _Line:
         line = self._lines.get(retention)
         if line is None:
             line = self._lines[retention] = _Line(retention)
             if retention is not None:
                 self._mark(line, log_time + retention)
-        line.add(first, first + jobs)
+        return line
+
+    def _catch_up(self, stop: int) -> None:
+        if self._since is not None and self._since < stop:
+            self._lines[self._latest].add(self._since, stop)
+        self._since = None
 
     def left(self, retention: float | None, jobs: int) -> None:
         """So many of these are retired, or wait again."""
+        self._catch_up(self._feed.next_place)
         line = self._lines[retention]
         line.held -= jobs
         line.linger += jobs
@@ -122,6 +144,7 @@ class RetentionLines:
         self, default_seconds: float, now: float, is_old: IsOld, count_max: int, but: Container[bytes] = ()
     ) -> list[Job]:
         """Jobs that are old, up to so many: those that ended first of each retention, but for some."""
+        self._catch_up(self._feed.next_place)
         line = self._lines.get(None)
         found = [] if line is None else self._old_of(line, default_seconds, is_old, count_max, but)
         looked: list[_Line] = []
@@ -161,4 +184,5 @@ class RetentionLines:
 
     def held(self) -> dict[float | None, int]:
         """How many jobs each line has: for tests and the checker."""
+        self._catch_up(self._feed.next_place)
         return {retention: line.held for retention, line in self._lines.items()}
