@@ -12,7 +12,7 @@ import random
 import socket
 from contextlib import closing
 
-from .errors import Unavailable
+from .errors import InvalidRequest, Unavailable
 
 PORTS_TRIED = 100
 RANGES_FIRST, RANGES_LAST = 20_000, 32_000  # below the ports that Linux gives to outgoing connections
@@ -37,6 +37,9 @@ def is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except PermissionError as error:
+            what = f"{port} is for privileged users alone: choose one from 1,024 on"
+            raise InvalidRequest(what, "port") from error
         except OSError:
             return False
     return True

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobsvc.directory_store import DirectoryObjectStore
+from jobsvc.errors import InvalidRequest
 from jobsvc.object_store import MemoryObjectStore, PutOutcome
+from jobsvc.settings import Settings
+from jobsvc.start_checks import check_store
 
 from .http_world import Replica, run
 
@@ -90,6 +96,54 @@ def test_a_directory_remembers_why_it_took_nothing(tmp_path: Path, monkeypatch: 
         # and forgets it with the next one that went well
         assert await store.put_new("log/1", b"x") is PutOutcome.CREATED
         assert store.put_failure == ""
+        store.close()
+
+    asyncio.run(story())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=False)
+    if mounted.returncode:
+        pytest.skip("only root may mount")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all the room that there is."""
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4_096))
+    return filler
+
+
+def test_a_real_disk_that_is_full_takes_nothing_by_halves_and_goes_on_when_there_is_room(
+    small_disk: Path,
+) -> None:
+    async def story() -> None:
+        # given a store on a disk that has room for some objects
+        store = DirectoryObjectStore(small_disk / "data")
+        assert await store.put_new("log/0", b"a" * 1_000) is PutOutcome.CREATED
+        # when the disk is full
+        filler = fill(small_disk)
+        # then nothing is said to be there that is not, and what is wrong is named
+        assert await store.put_new("log/1", bytes(100_000)) is PutOutcome.UNKNOWN
+        assert "No space left" in store.put_failure or "full" in store.put_failure
+        assert await store.list("log/") == ["log/0"]
+        with pytest.raises(InvalidRequest, match="the disk is full"):
+            check_store(Settings(data=str(small_disk / "data")))
+        # and when there is room again, it goes on
+        filler.unlink()
+        assert await store.put_new("log/1", bytes(100_000)) is PutOutcome.CREATED
+        assert store.put_failure == ""
+        assert await store.get("log/1") == bytes(100_000)
         store.close()
 
     asyncio.run(story())

@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from jobsvc import service
 from jobsvc.cli import app
+from jobsvc.errors import InvalidRequest
+from jobsvc.ports import free_port
 from jobsvc.ray_head import service_environment
 from jobsvc.settings import Settings
 from jobsvc.task_check import check_tasks
@@ -354,6 +356,20 @@ def refused_in_one_line(said: Said, mistake: Mistake) -> None:
     assert len(lines[0]) < 1_000, "a line that nobody reads"
     missing = [name for name in mistake.names if name not in lines[0]]
     assert not missing, f"{missing} not in: {lines[0]}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+def test_a_port_for_privileged_users_is_named_at_once() -> None:
+    # given somebody who is not root, where the system keeps the low ports for that one
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 81:
+        pytest.skip("everybody may use low ports here")
+    os.seteuid(65_534)
+    try:
+        # when a low one is asked for, then not a hundred others are tried
+        with pytest.raises(InvalidRequest, match="port: 81 is for privileged users alone"):
+            free_port("127.0.0.1", 81)
+    finally:
+        os.seteuid(0)
 
 
 def test_a_slow_import_is_waited_for_with_a_word(folder: Path) -> None:
