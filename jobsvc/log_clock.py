@@ -80,9 +80,10 @@ class LogClock:
 
     def stamp(self) -> float:
         """The same, as the time of a record: from here it goes on."""
-        log_time = self._in(0.0)
-        self._log_time, self._at = log_time, self._clock()
-        self.is_in_step = abs(log_time - self.wall()) < IN_STEP_SECONDS
+        at, wall = self._clock(), self.wall()  # each once: a leader stamps several times for each job
+        log_time = self._between(at - self._at, wall)
+        self._log_time, self._at = log_time, at
+        self.is_in_step = abs(log_time - wall) < IN_STEP_SECONDS
         return log_time
 
     def after(self, seconds: float) -> float:
@@ -125,7 +126,10 @@ class LogClock:
         return self._in(0.0) - self.wall() if self._counts else None
 
     def _in(self, seconds: float) -> float:
-        passed = self._clock() - self._at + seconds
+        return self._between(self._clock() - self._at + seconds, self.wall() + seconds)
+
+    def _between(self, passed: float, wall: float) -> float:
+        """Log time after so many seconds, when this machine's clock shows this."""
         least = self._log_time + SPEED_MIN * passed
         most = self._log_time + SPEED_MAX * passed
-        return max(least, min(self.wall() + seconds, most))
+        return max(least, min(wall, most))
