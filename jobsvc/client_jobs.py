@@ -100,7 +100,8 @@ class JobSet:
 
     def counts(self) -> dict[str, int]:
         """Jobs by state now; `open` are those that have not ended."""
-        self._read_to_end()
+        while self._ends.open and not self._read(None):
+            pass
         return self._ends.counts()
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
@@ -164,7 +165,8 @@ class JobSet:
 
     def retry_failed(self) -> int:
         """Put back those that failed or were cancelled; returns how many. Waiting waits for them again."""
-        self._read_to_end()  # what the feed says of their present ends is not taken for their next ones
+        while self.ids and not self._read(None):
+            pass  # what the feed says of their present ends must not be taken for their next ones
         with self._taking:
             again = self._ends.reopen()
         self._for_each(again, self._retry)
@@ -231,10 +233,6 @@ class JobSet:
         """Take in one page of the feed; True if it was the last one for now."""
         talks = self._client.talks
         return self._take(self._client.run(lambda now: self._ends.read(talks, now, wait)))
-
-    def _read_to_end(self) -> None:
-        while self._ends.open and not self._read(None):
-            pass
 
     async def _read_in_loop(self, known: int) -> None:
         """The same in an event loop, if no more than `known` are known to have ended."""
