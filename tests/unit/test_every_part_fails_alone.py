@@ -371,7 +371,7 @@ def test_the_leader_goes_on_leading_and_jobs_go_on_running(share: int) -> None:
 
 
 # What each job goes through: no job runs without it, but nothing else ends.
-JOB_PATH_MODULES = {"leasing", "ready_lanes", "segments"}
+JOB_PATH_MODULES = {"leasing", "ready_lanes", "ready_lines", "segments"}
 JOB_PATH = {
     "commit_loop.CommitLoop.epoch",
     "commit_loop.CommitLoop.hurry",
