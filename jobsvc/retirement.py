@@ -177,11 +177,13 @@ class Retirement:
             self._commits.stamp()
             event, free = decisions.retired(self._state, some)
             self._commits.append(event)
-            gone.extend(some)
+            gone.extend(
+                some
+            )  # from the append on nothing may raise: they have left, and must not leave again
             keys.extend(free)
-            self._unstick(some)
 
         self._past_the_stuck(let_go, jobs)
+        self._bulkheads.call(PART, self._unstick, gone)
         return gone, keys
 
     def _past_the_stuck(self, work: Callable[[list[Job]], None], jobs: list[Job]) -> None:
