@@ -38,7 +38,7 @@ test: setup lint packages  ## everything that CI runs: unit, simulation, cluster
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not cluster and not chaos and not ec2"
 	$(BIN)/python -m pytest $(SLOW_TESTS) -m "cluster or ec2" tests/ec2 tests/cluster tests/browser tests/notebooks
 
-test-long: setup  ## ten times as many simulated lives as in `make test` (about twenty minutes)
+test-long: setup  ## ten times as many simulated lives as in `make test` (about half an hour)
 	$(BIN)/python -m pytest -q -n 2 --long -m lives tests/simulation tests/unit/test_queue_model.py
 
 test-ec2: setup  ## real `ray up` against EC2 played on this machine; as root, skipped where it cannot run
