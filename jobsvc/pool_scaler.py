@@ -222,6 +222,8 @@ class PoolScaler:
         self._trouble = await self._fleet.trouble()
         if not suspects or not self._trouble or self._trouble == before:
             return
+        if self._machines is not None and (self._machines.requested or self._machines.starting):
+            return  # those that wait for machines would be taken for it
         pool = min(suspects)[1]
         self._brakes[pool].refused(self._trouble, now, REGISTER_SECONDS)
         for name in self._starting.pop(pool, []):

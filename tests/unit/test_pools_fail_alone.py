@@ -8,7 +8,7 @@ import pytest
 
 from jobsvc import commands as c
 from jobsvc.jobs import State
-from jobsvc.scaling import Machines
+from jobsvc.scaling import MachineRequest, Machines
 from jobsvc.settings import PoolSettings
 
 from .manager_world import FakeFleet, Pair, done, run, until
@@ -184,6 +184,22 @@ def test_a_start_that_never_gets_through_does_not_keep_its_room_from_others() ->
     default = PoolSettings(min_workers=1, max_workers=2, target_drain_seconds=1.0)
     pools = {"bad": PoolSettings(min_workers=1), "default": default}
     run(story, pools=pools)
+
+
+def test_no_pool_that_waits_for_a_machine_is_taken_for_one_whose_processes_end() -> None:
+    async def story(pair: Pair) -> None:
+        # given processes of somebody's that end again and again, while a machine is on its way
+        fleet = pair.fleet = TwoCpus()
+        fleet.outlook = Machines(requested=[MachineRequest("big", 1, 0.0)])
+        fleet.tries.append(0.0)
+        await pair.leader_and_standby()
+        for number in range(20):
+            await asyncio.sleep(10.0)
+            fleet.tries.append(float(number))
+        # then nobody's start is ended
+        assert fleet.ended == []
+
+    run(story, pools={"default": POOLS["also"]})
 
 
 @pytest.mark.parametrize("how", ["no list", "cannot end"])
