@@ -26,6 +26,7 @@ _BLOCK = 128  # entries that are looked at together
 
 Entry = Job | FinishedGroup
 Range = tuple[int, int]  # the first and the last place of it
+Kept = tuple[Entry, Sequence[int]]  # a job, or a group with some of its jobs, and their places
 
 
 class PlaceRanges:
@@ -89,7 +90,8 @@ class CompletionFeed:
         self.next_place = 1
         self.revived = PlaceRanges()
         self._runs: NumberedRuns[Entry] = NumberedRuns()
-        self._first = 1  # no place before it holds a job
+        self._first = 1
+        self._first_may_be_gone = False
         self._held = 0
 
     def __len__(self) -> int:
@@ -107,8 +109,9 @@ class CompletionFeed:
     @property
     def first(self) -> int:
         """The first place that still holds a job; where there is none, the next one to be given."""
-        first = self._runs.first_from(self._first) if self._held else None
-        self._first = self.next_place if first is None else first
+        if self._first_may_be_gone:
+            self._first_may_be_gone = False
+            self._first = self.first_held(self._first) if self._held else self.next_place
         return self._first
 
     @property
@@ -150,20 +153,24 @@ class CompletionFeed:
                 if entry is not None:
                     yield entry, count
 
-    def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[tuple[int, Job]], int]:
-        """The jobs after a place, with theirs, and the place up to which these are all."""
-        found: list[tuple[int, Job]] = []
-        for run, begin in self._runs.from_number(max(place + 1, self.first)):
-            for index in range(begin, len(run.entries)):
-                if len(found) >= count_max:
-                    return found, found[-1][0] if found else place
-                at = run.numbers[index]
+    def after(self, place: int, count_max: int, looks_max: int) -> tuple[list[Kept], int]:
+        """What is kept after a place, so many jobs at most, and the place up to which that is all."""
+        found: list[Kept] = []
+        count = 0
+        for run, at in self._runs.from_number(max(place + 1, self.first)):
+            size = len(run.entries)
+            while at < size:
+                if count >= count_max:
+                    return found, found[-1][1][-1] if found else place
                 if looks_max <= 0:
-                    return found, at - 1
-                looks_max -= 1
-                job = _job(run.entries[index], at)
-                if job is not None:
-                    found.append((at, job))
+                    return found, run.numbers[at] - 1
+                some = run.entries[at : at + min(_BLOCK, count_max - count, looks_max)]
+                looks_max -= len(some)
+                for entry, alike in _neighbours(some):
+                    if entry is not None:
+                        found.append((entry, run.numbers[at : at + alike]))
+                        count += alike
+                    at += alike
         return found, self.newest
 
     def holes(self, place: int, held: Sequence[int], end: int) -> list[Range]:
@@ -213,6 +220,7 @@ class CompletionFeed:
         if places:
             self._runs.put(places, None)
             self._held -= len(places)
+            self._first_may_be_gone = True
 
     def restore(self, jobs: Iterable[tuple[int, Job]], revived: Iterable[Range], next_place: int) -> None:
         """Fill an empty feed from a snapshot; the jobs come in the order of their places."""
@@ -220,6 +228,7 @@ class CompletionFeed:
             self._put(place, job)
         self.revived = PlaceRanges(revived)
         self.next_place = next_place
+        self._first_may_be_gone = True
 
     def _put(self, place: int, entry: Entry) -> None:
         self._runs.append(place, entry)

@@ -63,6 +63,9 @@ class _Ends(NamedTuple):
 Row = tuple[Job, Finished, int, float, str, str]
 
 
+End = tuple[bytes, float, Result | None]  # a job's id, when it ended, and what it returned
+
+
 def _seq_of_row(row: Row) -> int:
     return row[0].seq
 
@@ -227,6 +230,19 @@ class FinishedGroup:
         if self.rows is not None:
             return [*map(self.job_at, places)]
         return [*map(self.job, self._rows(self._places, places))]
+
+    def ends_at(self, places: Sequence[int]) -> list[End]:
+        """The ends of the jobs at these places: what each reader of the feed is told, and no more."""
+        if self.rows is not None:
+            first, last = self._row_of_place(places[0]), self._row_of_place(places[-1])
+            rows = self.rows[first : last + 1]  # places ascend, and one that is left out has no row
+            return [(row[0].id, row[3], row[1].result) for row in rows]
+        ids, finished, runners = self.ids, self._finished, self._runners
+        ends, bodies = self._ends, self._bytes
+        return [
+            (ids[row], finished[row], Result(runners[row][2], bodies[ends[2 * row] : ends[2 * row + 1]]))
+            for row in self._rows(self._places, places)
+        ]
 
     def job(self, index: int) -> Job:
         """A copy of a job, as it was when it was an object. By position: a round of retirement makes many."""

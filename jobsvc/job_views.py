@@ -7,11 +7,15 @@ after `SCAN_MAX` and hands back a cursor. Counts come from the state machine, so
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from itertools import chain
+from typing import cast
 
 from . import commands as c
 from .decisions import IDS_SHOWN, missing, result_of
 from .errors import Refusal
 from .failure_groups import error_of, place_of
+from .finished_groups import FinishedGroup
 from .jobs import Job, State
 from .queue_state import QueueState
 from .selections import SCAN_MAX, SUITS, next_slice
@@ -142,8 +146,13 @@ def read_feed(state: QueueState, query: c.ReadFeed, store: str = "") -> c.FeedPa
         reset = c.FEED_AHEAD
     after = query.after if reset is None else 0
     found, end = feed.after(after, min(query.limit, PAGE_MAX * 10), SCAN_MAX)
-    holes = feed.holes(after, [place for place, _ in found], end)
-    entries = [_feed_entry(job, place) for place, job in found]
+    holes = feed.holes(after, [*chain.from_iterable(places for _, places in found)], end)
+    entries: list[c.FeedEntry] = []
+    for entry, places in found:
+        if type(entry) is FinishedGroup:
+            entries += _feed_entries(entry, places)
+        else:
+            entries.append(_feed_entry(cast("Job", entry), places[0]))
     return c.FeedPage(entries, end, feed.first, feed.newest, [], holes, reset, store)
 
 
@@ -153,6 +162,15 @@ def read_feed_with_jobs(state: QueueState, query: c.ReadFeed, store: str = "") -
     if len(page.entries) <= FEED_JOBS_MAX:
         page.jobs = [job_view(state, state.jobs[entry.id]) for entry in page.entries]
     return page
+
+
+def _feed_entries(group: FinishedGroup, places: Sequence[int]) -> list[c.FeedEntry]:
+    """Straight from the columns: every replica reads every job that ends."""
+    state, task, batch = group.state, group.options.task, group.options.batch
+    return [
+        c.FeedEntry(place, job_id, state, task, finished_at, batch, result)
+        for place, (job_id, finished_at, result) in zip(places, group.ends_at(places), strict=True)
+    ]
 
 
 def _feed_entry(job: Job, place: int) -> c.FeedEntry:

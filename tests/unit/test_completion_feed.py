@@ -26,8 +26,8 @@ def read(
     feed: CompletionFeed, place: int, count_max: int = 99
 ) -> tuple[list[int], int, list[tuple[int, int]]]:
     found, end = feed.after(place, count_max, 10_000)
-    places = [each for each, job in found]
-    assert all(job.seq == each for each, job in found)
+    places = [place for _, some in found for place in some]
+    assert all(isinstance(job, Job) and [job.seq] == [*some] for job, some in found)
     return places, end, feed.holes(place, places, end)
 
 
