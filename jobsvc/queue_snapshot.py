@@ -83,10 +83,10 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 options,
                 state.paused,
                 list(state.counts),
-                state.keys,
+                state.keys.records(),
                 list(state.retired_order),
                 len(state.jobs),
-                state.automatic_keys,
+                state.automatic_keys.records(),
                 list(state.feed.revived),
                 (state.jumped_at, state.jump_seconds, state.ages_count_from),
             )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
+import tracemalloc
+from random import Random
 
 import pytest
+import uuid_utils
 
 from jobsvc import decisions, queue_snapshot, remembered_keys
 from jobsvc.commands import Accepted, Cancel, Changed, Enqueue, PatchQueue, Pull, Pulled, QueuePatched, Retry
 from jobsvc.decisions import backoff_seconds
 from jobsvc.errors import Refusal
-from jobsvc.jobs import HASH_TASK, Finished, JobOptions, NewJob, Outcome, State
+from jobsvc.jobs import HASH_TASK, Finished, JobOptions, NewJob, Outcome, State, encode
 
 from .queue_world import HOUR, World, job_id
 
@@ -386,7 +389,7 @@ def test_max_jobs_is_a_wall_for_the_whole_batch() -> None:
     world.do(enqueue_of(1, 2))
     refusal = world.do(enqueue_of(3, 4, key="k"))
     assert code(refusal) == "too_many_jobs" and refusal.retry_after_seconds is not None
-    assert len(world.state.jobs) == 2 and world.state.keys == {}  # a refusal is not remembered
+    assert len(world.state.jobs) == 2 and not len(world.state.keys)  # a refusal is not remembered
     # what was taken before is still answered, and room is used to the last place
     assert isinstance(world.do(enqueue_of(1, 2)), Accepted)
     assert isinstance(world.do(enqueue_of(3)), Accepted)
@@ -424,7 +427,8 @@ def test_a_key_expires_by_log_time() -> None:
     world.do(enqueue_of(1, key="k"))
     assert world.after(99.9).do(enqueue_of(2, key="k")) == Accepted([job_id(1)], False)
     assert world.after(0.1).do(enqueue_of(2, key="k", fingerprint=b"other")) == Accepted([job_id(2)], True)
-    assert world.state.keys["k"].expires_at == world.state.log_time + 100.0
+    kept = world.state.keys.get("k")
+    assert kept is not None and kept.expires_at == world.state.log_time + 100.0
     world.check()
 
 
@@ -465,6 +469,34 @@ def test_keys_are_bounded_by_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
         assert world.state.keys.bytes <= 10_000
     assert 1 < len(world.state.keys) < 6 and "batch 19" in world.state.keys
     world.check()
+
+
+@pytest.mark.parametrize("length", [0, 1, 1_023, 1_024, 1_025, 1_041, 40_000])
+def test_an_answer_is_told_as_it_was_however_it_is_kept(length: int) -> None:
+    # given answers of any length, of which the long ones are compressed
+    answer = Random(length).randbytes(length)
+    record = remembered_keys.KeyRecord(b"print", answer, 1e9)
+    keys, restored = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
+    keys.remember("k", record, 0.0)
+    # then they are found as they came, also in a snapshot, and count with the bytes that they have there
+    assert keys.get("k") == record and keys.records() == {"k": record}
+    restored.restore(keys.records())
+    assert restored.get("k") == record
+    assert keys.bytes == restored.bytes == remembered_keys.ENTRY_BYTES + len("k") + len(b"print") + length
+
+
+def test_the_ids_of_large_batches_take_a_third_of_their_length() -> None:
+    ids = [uuid_utils.uuid7().bytes for _ in range(2_000)]
+    answer = encode(Accepted(ids, True))
+    keys = remembered_keys.RememberedKeys()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            keys.remember(str(number), remembered_keys.KeyRecord(b"", answer, 1e9), 0.0)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100 * len(answer) / 3
 
 
 def test_a_key_that_is_used_again_is_as_young_as_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
