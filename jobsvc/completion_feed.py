@@ -90,8 +90,8 @@ class CompletionFeed:
         self.next_place = 1
         self.revived = PlaceRanges()
         self._runs: NumberedRuns[Entry] = NumberedRuns()
-        self._first = 1
-        self._first_may_be_gone = False
+        self._first = 1  # no place before it holds a job; it does itself, or is the next one to be given,
+        self._first_may_be_gone = False  # unless jobs have left since that was last looked up
         self._held = 0
 
     def __len__(self) -> int:

@@ -62,8 +62,7 @@ class _Ends(NamedTuple):
 # Of an open group: a job as it was before it ended, its report, its place, when it ended, worker and node.
 Row = tuple[Job, Finished, int, float, str, str]
 
-
-End = tuple[bytes, float, Result | None]  # a job's id, when it ended, and what it returned
+Completion = tuple[bytes, float, Result | None]  # a job's id, when it ended, and what it returned
 
 
 def _seq_of_row(row: Row) -> int:
@@ -231,11 +230,11 @@ class FinishedGroup:
             return [*map(self.job_at, places)]
         return [*map(self.job, self._rows(self._places, places))]
 
-    def ends_at(self, places: Sequence[int]) -> list[End]:
-        """The ends of the jobs at these places: what each reader of the feed is told, and no more."""
+    def completions_at(self, places: Sequence[int]) -> list[Completion]:
+        """Of the jobs at these places, which ascend: what each reader of the feed is told, and no more."""
         if self.rows is not None:
             first, last = self._row_of_place(places[0]), self._row_of_place(places[-1])
-            rows = self.rows[first : last + 1]  # places ascend, and one that is left out has no row
+            rows = self.rows[first : last + 1]  # a place between them that is not asked for has no row
             return [(row[0].id, row[3], row[1].result) for row in rows]
         ids, finished, runners = self.ids, self._finished, self._runners
         ends, bodies = self._ends, self._bytes

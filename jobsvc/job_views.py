@@ -169,7 +169,7 @@ def _feed_entries(group: FinishedGroup, places: Sequence[int]) -> list[c.FeedEnt
     state, task, batch = group.state, group.options.task, group.options.batch
     return [
         c.FeedEntry(place, job_id, state, task, finished_at, batch, result)
-        for place, (job_id, finished_at, result) in zip(places, group.ends_at(places), strict=True)
+        for place, (job_id, finished_at, result) in zip(places, group.completions_at(places), strict=True)
     ]
 
 

@@ -71,6 +71,12 @@ def parts(state: QueueState) -> Iterator[bytes]:
     """The snapshot of a state, in pieces to be joined. Each takes a few milliseconds."""
     options = list(state.options)
     index = {each: number for number, each in enumerate(options)}
+    keys: dict[str, KeyRecord] = {}
+    automatic_keys: dict[str, KeyRecord] = {}
+    for table, records in ((state.keys, keys), (state.automatic_keys, automatic_keys)):
+        for some in table.slices():
+            records.update(some)
+            yield b""  # nothing to write yet, but time for others
     yield _framed(
         encode(
             Header(
@@ -83,10 +89,10 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 options,
                 state.paused,
                 list(state.counts),
-                state.keys.records(),
+                keys,
                 list(state.retired_order),
                 len(state.jobs),
-                state.automatic_keys.records(),
+                automatic_keys,
                 list(state.feed.revived),
                 (state.jumped_at, state.jump_seconds, state.ages_count_from),
             )
@@ -132,6 +138,8 @@ def restore(body: bytes) -> Iterator[QueueState]:
         if header is None:
             header = _header.decode(part)
             _restore_header(state, header)
+            yield from (state for _ in state.keys.restore(header.keys))
+            yield from (state for _ in state.automatic_keys.restore(header.automatic_keys))
         else:
             _restore_jobs(state, header.options, _rows.decode(part))
         offset += 4 + length
@@ -153,8 +161,6 @@ def _restore_header(state: QueueState, header: Header) -> None:
     state.paused.update((queue, True) for queue, paused in header.paused.items() if paused)
     for queue in header.queues:
         state.counts.know(queue)
-    state.keys.restore(header.keys)
-    state.automatic_keys.restore(header.automatic_keys)
     state.retired_order.extend(header.retired)
     state.retired = dict.fromkeys(header.retired)
     for each in header.options:

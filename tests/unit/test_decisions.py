@@ -479,8 +479,8 @@ def test_an_answer_is_told_as_it_was_however_it_is_kept(length: int) -> None:
     keys, restored = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
     keys.remember("k", record, 0.0)
     # then they are found as they came, also in a snapshot, and count with the bytes that they have there
-    assert keys.get("k") == record and keys.records() == {"k": record}
-    restored.restore(keys.records())
+    assert keys.get("k") == record and [*keys.slices()] == [{"k": record}]
+    assert len([*restored.restore({"k": record})]) == 0
     assert restored.get("k") == record
     assert keys.bytes == restored.bytes == remembered_keys.ENTRY_BYTES + len("k") + len(b"print") + length
 
@@ -497,6 +497,40 @@ def test_the_ids_of_large_batches_take_a_third_of_their_length() -> None:
     finally:
         tracemalloc.stop()
     assert kept < 100 * len(answer) / 3
+
+
+def test_keys_go_into_a_snapshot_and_come_out_of_it_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given more answers than may be compressed or restored in one breath
+    monkeypatch.setattr(remembered_keys, "SLICE_BYTES", 10_000)
+    records = {str(n): remembered_keys.KeyRecord(b"", Random(n).randbytes(n * 40), 1e9) for n in range(100)}
+    keys, restored = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
+    for key, record in records.items():
+        keys.remember(key, record, 0.0)
+    # then no slice has more than that and one answer, and together they are all, in the order of age
+    slices = [*keys.slices()]
+    longest = 10_000 + 100 * 40 + 300
+    assert all(sum(len(each.answer) + 250 for each in some.values()) <= longest for some in slices)
+    assert [pair for some in slices for pair in some.items()] == [*records.items()]
+    # and a restart takes as many breaths
+    assert len(slices) - 1 <= len([*restored.restore(records)]) <= len(slices)
+    assert [*restored] == [*records] and all(restored.get(key) == each for key, each in records.items())
+
+
+def test_a_snapshot_with_many_keys_is_made_and_read_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered_keys, "SLICE_BYTES", 2_000)
+    world = World()
+    for number in range(20):
+        ids = range(100 * number + 1, 100 * number + 101)
+        world.do(enqueue_of(*ids, key=f"{'~' if number % 2 else ''}{number}"))
+    # when a snapshot is made, its maker pauses for each answer, and so does its reader
+    parts = [*queue_snapshot.parts(world.state)]
+    assert parts.count(b"") == 20
+    states = [*queue_snapshot.restore(b"".join(parts))]
+    assert len(states) > 20
+    # then the same answers are told
+    assert [*states[-1].keys.slices()] == [*world.state.keys.slices()]
+    assert [*states[-1].automatic_keys.slices()] == [*world.state.automatic_keys.slices()]
+    world.check()
 
 
 def test_a_key_that_is_used_again_is_as_young_as_its_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,7 +679,8 @@ def test_one_round_of_retiring_is_bounded() -> None:
 def test_millions_of_live_keys_keep_nobody_out(paused: bool) -> None:
     world = World()
     record = remembered_keys.KeyRecord(b"", b"", world.state.log_time + 24 * HOUR)
-    world.state.keys.restore({str(number): record for number in range(remembered_keys.KEYS_MAX)})
+    for _ in world.state.keys.restore({str(number): record for number in range(remembered_keys.KEYS_MAX)}):
+        pass
     assert isinstance(world.do(PatchQueue("q", paused, "new")), QueuePatched)
     assert isinstance(world.do(enqueue_of(1, key="newer")), Accepted)
     assert len(world.state.keys) == remembered_keys.KEYS_MAX
