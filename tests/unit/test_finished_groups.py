@@ -5,10 +5,19 @@ from __future__ import annotations
 import gc
 import itertools
 import tracemalloc
+from random import Random
 
 import pytest
 
-from jobsvc import columns, decisions, finished_groups, job_views, queue_snapshot, recently_finished
+from jobsvc import (
+    columns,
+    completion_feed,
+    decisions,
+    finished_groups,
+    job_views,
+    queue_snapshot,
+    recently_finished,
+)
 from jobsvc import commands as c
 from jobsvc.events import AttemptsEnded, Change
 from jobsvc.jobs import HASH_TASK, BlobRef, Finished, Job, Outcome, Result, State
@@ -130,6 +139,52 @@ def test_a_job_that_is_pulled_at_once_is_in_one_group_once(monkeypatch: pytest.M
     finish(world, 8, task=HASH_TASK)
     world.do(c.Pull(HASH_TASK, 8))
     assert grouped(world) == 8
+    world.check()
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("seed", range(12))
+def test_each_page_of_the_feed_is_as_if_there_were_no_groups(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    # given jobs that end one by one, by the handful and many at once; some fail, are revived, are retired
+    monkeypatch.setattr(job_views, "SCAN_MAX", 11)
+    monkeypatch.setattr(completion_feed, "_BLOCK", 5)
+    pages: list[list[c.FeedPage]] = []
+    for grouped_at_all in (True, False):
+        chance, world = Random(seed), World()
+        with pytest.MonkeyPatch.context() as patch:
+            if not grouped_at_all:
+                for name in ("AT_ONCE_MIN", "OPEN_MIN", "LAG"):
+                    patch.setattr(recently_finished, name, 10**6)
+            for _ in range(12):
+                live(world.after(1.0), chance)
+        assert (grouped(world) > 0) is grouped_at_all
+        queries = itertools.product(range(world.state.feed.newest + 1), (1, 2, 7, 100))
+        pages.append([job_views.read_feed(world.state, c.ReadFeed(at, limit=limit)) for at, limit in queries])
+    # then whoever reads gets the same pages from any place
+    assert pages[0] == pages[1] and len(pages[0]) > 200
+
+
+def live(world: World, chance: Random) -> None:
+    """Some jobs end, and some that had ended leave."""
+    count = chance.choice((1, 2, 3, 10, 20))
+    world.enqueue(count, max_attempts=1, queue=chance.choice("ab"))
+    leased = world.lease("w1", 100)
+    chance.shuffle(leased)
+    outcomes = chance.choices((Outcome.SUCCEEDED, Outcome.RAISED), (12, 1), k=count)
+    ends = zip(leased, outcomes, strict=True)
+    world.settle([world.finished(job, end, Result("json", b"%d" % job[-1])) for job, end in ends], "w1")
+    failed = [job.id for job in world.state.feed if job.state is State.FAILED]
+    if failed and chance.random() < 0.3:
+        again = chance.choice(failed)
+        world.do(c.Retry([again]))
+        world.run(again)
+    kept = [*world.state.feed]
+    gone = chance.sample(kept, len(kept) // chance.choice((3, 8)))
+    if gone:
+        event, _ = decisions.retired(world.state, gone)
+        world.record([event])
     world.check()
 
 
