@@ -160,8 +160,11 @@ def test_each_page_of_the_feed_is_as_if_there_were_no_groups(
             for _ in range(12):
                 live(world.after(1.0), chance)
         assert (grouped(world) > 0) is grouped_at_all
-        queries = itertools.product(range(world.state.feed.newest + 1), (1, 2, 7, 100))
-        pages.append([job_views.read_feed(world.state, c.ReadFeed(at, limit=limit)) for at, limit in queries])
+        queries = [*itertools.product(range(world.state.feed.newest + 1), (1, 2, 7, 100))]
+        found = [job_views.read_feed(world.state, c.ReadFeed(at, limit=limit)) for at, limit in queries]
+        sizes = [len(page.entries) for page in found]
+        assert all(size <= min(limit, 11) for size, (_, limit) in zip(sizes, queries, strict=True))
+        pages.append(found)
     # then whoever reads gets the same pages from any place
     assert pages[0] == pages[1] and len(pages[0]) > 200
 
