@@ -50,7 +50,7 @@ from .selections import SUITS, next_slice
 AUTOMATIC_KEY_SECONDS = 300.0  # far longer than any replica goes on sending one command
 QUEUES_MAX = 100_000  # that hold jobs or are paused; others are not known
 UNKNOWN_PAUSE_SECONDS_MAX = 60.0  # until a job whose task nobody has is tried again
-CHANGED_AT_ONCE_MAX = 2_000  # by one ChangeMatching: about 20 ms
+CHANGED_AT_ONCE_MAX = 1_000  # by one ChangeMatching: about 20 ms
 IDS_SHOWN = 5
 
 _reply_decoder: msgspec.msgpack.Decoder[c.Reply] = msgspec.msgpack.Decoder(c.Reply)

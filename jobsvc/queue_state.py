@@ -339,7 +339,7 @@ def _jobs_cancelled(state: QueueState, event: JobsCancelled) -> None:
         job.details.run_at = None
         _finish(state, job)
     for lane in touched.values():
-        lane.drop_dead_heads()
+        lane.drop_cancelled()
     drop_dead_due(state.due)
 
 

@@ -75,6 +75,11 @@ class Lane:
         if self._lanes is not None:
             self._lanes.fill(self, place)
 
+    def drop_cancelled(self) -> None:
+        for line in self.lines.values():
+            line.drop_dead_tail()
+        self.drop_dead_heads()
+
     def drop_dead_heads(self) -> None:
         """Where events are applied: afterwards a lane without live jobs has no entries."""
         left = 0

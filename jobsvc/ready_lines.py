@@ -88,6 +88,12 @@ class Line:
         for task in [*self.aside] if self.aside else ():
             self._drop_dead_aside(task)
 
+    def drop_dead_tail(self) -> None:
+        """Jobs are cancelled newest first: each goes as it dies, and not a million of them with the last."""
+        while self.behind and _is_dead(self.behind[-1]):
+            if isinstance(self.behind.pop(), Segment):
+                self.segments.pop()
+
     def head(self, held: Held | None = None) -> Job | None:
         """The first live job that is not held back."""
         fresh = self.fresh
@@ -203,6 +209,15 @@ class Line:
 
 def _is_frozen(entry: Job | Segment) -> bool:
     return isinstance(entry, Segment) and entry.jobs is None
+
+
+def _is_dead(entry: Job | Segment) -> bool:
+    """Looks at the newest first: while the oldest are cancelled it lives, and one look is enough."""
+    if isinstance(entry, Job):
+        return entry.state is not _QUEUED
+    if entry.jobs is None or entry.jobs[-1].state is _QUEUED:
+        return False
+    return all(job.state is not _QUEUED for job in entry.jobs)
 
 
 def _is_held(entry: Job | Segment, held: Held) -> bool:

@@ -197,6 +197,25 @@ def test_one_in_the_middle_is_cancelled_and_the_others_keep_their_turn() -> None
     world.check()
 
 
+def test_cancelling_from_the_newest_leaves_no_pile_behind() -> None:
+    # given three segments and single jobs after them
+    world = World()
+    ids = world.enqueue(3 * SEGMENT_JOBS_MAX)
+    ids += [world.enqueue()[0] for _ in range(5)]
+    line = world.state.lanes["default", "default"].lines[0]
+    # when they are cancelled as a selection is, newest first
+    for stop in range(len(ids), 100, -100):
+        world.do(c.Cancel(ids[max(100, stop - 100) : stop]))
+        # then those that are gone are not looked at again, all of them with the last one
+        assert len(line) <= max(100, stop - 100) + SEGMENT_JOBS_MAX
+        assert len(line.segments) == sum(isinstance(each, segments.Segment) for each in line.behind)
+    world.check()
+    # and what is left, and what comes back, runs in its order
+    world.do(c.Retry(ids[-2:]))
+    assert world.lease("w1", 200) == [*ids[:100], *ids[-2:]]
+    world.check()
+
+
 def test_what_comes_back_goes_before_what_is_frozen() -> None:
     world = World()
     ids = world.enqueue(40) + world.enqueue(40)
