@@ -28,6 +28,8 @@ shows there. All bytes between two marks belong to the job of the second one; a 
 from __future__ import annotations
 
 import mmap
+import os
+import select
 import struct
 
 import msgspec
@@ -41,6 +43,7 @@ _MARK_NUMBER = struct.Struct("<Q")
 MARK_BYTES = MARK_TOKEN_BYTES + _MARK_NUMBER.size
 LENGTH = struct.Struct("<I")
 BOARD_BYTES = mmap.PAGESIZE
+_PART_BYTES = 1 << 16  # what a pipe holds
 READY = 0  # the number of the EndFrame that says "tasks loaded"; its data are a Loaded
 RENEWED = 2**64 - 1  # the number of the EndFrame that says "no more jobs in this process"; its error says why
 
@@ -232,3 +235,36 @@ def mark_number(tail: bytes) -> int:
     """The number in the eight bytes that follow a mark's token."""
     (number,) = _MARK_NUMBER.unpack(tail)
     return int(number)
+
+
+class FrameReader:
+    """The child's end of the jobs pipe. Nothing is read ahead: a frame that waits shows to `poll`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._read_fd, self._close_fd = os.read, os.close  # a job may replace those of the module
+        self._arrived = select.poll()
+        self._arrived.register(fd, select.POLLIN)
+
+    def read(self) -> bytes | None:
+        """The next frame. None: the worker has closed the pipe, and there is nothing more to do."""
+        if (head := self._exactly(LENGTH.size)) is None:
+            return None
+        (length,) = LENGTH.unpack(head)
+        return self._exactly(length)
+
+    def _exactly(self, count: int) -> bytes | None:
+        parts: list[bytes] = []
+        while count > 0:
+            if not (part := self._read_fd(self._fd, min(count, _PART_BYTES))):
+                return None
+            parts.append(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def is_quiet(self, milliseconds: float) -> bool:
+        """Whether no frame arrives in this time."""
+        return not self._arrived.poll(milliseconds)
+
+    def close(self) -> None:
+        self._close_fd(self._fd)

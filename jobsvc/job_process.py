@@ -21,7 +21,6 @@ import atexit
 import ctypes
 import faulthandler
 import os
-import select
 import signal
 import sys
 import time
@@ -36,7 +35,7 @@ from .code_calls import says_its_python
 from .job_calls import Call, JobKilled, NoSecondRun, call_by_value, call_of_task, check_fits, write_result
 from .job_children import JobChildren
 from .job_deaths import code_error
-from .job_frames import LENGTH, READY, RENEWED, Board, EndFrame, JobFrame, Loaded, Setup, frame, mark
+from .job_frames import READY, RENEWED, Board, EndFrame, FrameReader, JobFrame, Loaded, Setup, frame, mark
 from .job_loop import JobLoop
 from .job_streams import JobStreams
 from .jobs import TASK_UNKNOWN, ErrorInfo, id_text
@@ -68,7 +67,7 @@ class JobProcess:
     """The loop, and what it restores between jobs."""
 
     def __init__(self, jobs_fd: int, results_fd: int, board: Board) -> None:
-        self._jobs = open(jobs_fd, "rb", buffering=1 << 16)  # noqa: SIM115  open for life
+        self._jobs = FrameReader(jobs_fd)
         self._results_fd = results_fd
         self._board = board
         self._pid = os.getpid()
@@ -89,7 +88,7 @@ class JobProcess:
 
     def run(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
-        setup = msgspec.msgpack.decode(self._read_frame() or b"", type=Setup)
+        setup = msgspec.msgpack.decode(self._jobs.read() or b"", type=Setup)
         sys.path[:] = setup.sys_path
         self._setup = setup
         loaded = self._load(setup)
@@ -104,15 +103,13 @@ class JobProcess:
         if loaded.problems:
             return  # the worker tries a fresh process later
         decode = msgspec.msgpack.Decoder(list[JobFrame]).decode
-        more = select.poll()
-        more.register(self._jobs.fileno(), select.POLLIN)
-        while (body := self._read_frame()) is not None:
+        while (body := self._jobs.read()) is not None:
             for job in decode(body):
                 self._run_job(job)
             self._board.clear()
             setproctitle(_TITLE_IDLE)
             pause = max(_IDLE_MILLISECONDS, (self._look_due - self._clock()) * 1000)
-            if not more.poll(pause):
+            if self._jobs.is_quiet(pause):
                 self._look()
 
     def _load(self, setup: Setup) -> Loaded:
@@ -127,14 +124,6 @@ class JobProcess:
                 traceback.print_exc()
                 problems.append(error.detail)
         return Loaded(problems, project_modules(before), self._registry.names())
-
-    def _read_frame(self) -> bytes | None:
-        head = self._jobs.read(LENGTH.size)
-        if len(head) < LENGTH.size:
-            return None  # the worker has closed the pipe: nothing more to do
-        (length,) = LENGTH.unpack(head)
-        body = self._jobs.read(length)
-        return body if len(body) == length else None
 
     def _write(self, end: EndFrame) -> None:
         data = frame(end)
@@ -231,7 +220,7 @@ class JobProcess:
             left.append("processes that a job had left")
         if left:
             self._leave(left)
-        if grown := self._growth.look(was_first):
+        if closely and (grown := self._growth.look(was_first)):
             self._leave(grown, in_order=True)
         self._board.leave_bytes(self._growth.left_bytes)
         self._unseen_seconds = 0.0

@@ -33,6 +33,7 @@ _RARE = frozenset(
     garbage collection; frozen objects; gc.set_threshold; gc.set_debug; recursion limit; switch interval;
     length of numbers; sys.setdlopenflags; thread stack; threading.settrace; threading.setprofile;
     generator hooks; origin tracking; socket time-out; fault handler; tracemalloc; decimal.DefaultContext;
+    timers; signals and rights of C code;
     sys.__stdin__; sys.__stdout__; sys.__stderr__; csv.field_size_limit; name of the thread""".replace(
         "\n    ", " "
     ).split("; ")
@@ -62,8 +63,10 @@ class ProcessState:
         traits = [*system_traits(), *hook_traits(), *switch_traits(), *library_traits(), rights()]
         self._traits = {each.name: (each, _copy(each.read())) for each in traits}
         self._hooks = _copy(self._read_hooks())
-        self._likely = [name for name in self._traits if name not in _RARE]
         self._hook_names = [each.name for each in hook_traits()]
+        hooked = set(self._hook_names)
+        self._unhooked = [name for name in self._traits if name not in hooked]
+        self._likely = [name for name in self._unhooked if name not in _RARE]
         self._seeds = random.getstate() if tripwires.SEEDS in self.called else None
         self.context = contextvars.copy_context()
         if any(each.name == "decimal_context" for each in self.context):
@@ -80,18 +83,22 @@ class ProcessState:
             self.context.run(decimal.setcontext, self._decimal.copy())
         if self.called:
             return self._put_called()
-        if self._read_hooks() != self._hooks:
-            left = self._put(self._hook_names)
-            self._hooks = _copy(self._read_hooks())  # with what may stay
-            return left
-        return []
+        return self._put_hooks()
+
+    def _put_hooks(self) -> list[str]:
+        if self._read_hooks() == self._hooks:
+            return []
+        left = self._put(self._hook_names)
+        self._hooks = _copy(self._read_hooks())  # with what may stay
+        return left
 
     def put_all(self, closely: bool = True) -> list[str]:
         """Read everything, and put back what differs. Names what cannot be put back.
 
         Without `closely` what is rarely changed is left out: it is half of all.
         """
-        left = self._put(self._traits if closely or self.called else self._likely)
+        left = self._put_hooks()
+        left += self._put(self._unhooked if closely or self.called else self._likely)
         left += self._put_unread()
         self.called.clear()  # by ourselves, too
         return left
