@@ -1,9 +1,10 @@
 """The queue's state as bytes and back: what a snapshot holds, and what it does not.
 
-A snapshot is a sequence of length-prefixed msgpack parts: the `Header`, then the jobs in order of
-acceptance, `JOBS_PER_PART` at a time. Indexes (lanes, heaps, leases, counts) are not stored: they follow
-from the jobs, and `restore` builds them as `apply` would have. `parts` is a generator, so that whoever
-encodes a million jobs can do something else between two parts; the state must not change meanwhile.
+A snapshot is a sequence of length-prefixed msgpack parts: the `Header`, then the remembered keys, a slice
+at a time, then the jobs in order of acceptance, `JOBS_PER_PART` at a time. Indexes (lanes, heaps, leases,
+counts) are not stored: they follow from the jobs, and `restore` builds them as `apply` would have. `parts`
+is a generator, so that whoever encodes a million jobs can do something else between two parts; the state
+must not change meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import heapq
 from collections import Counter
 from collections.abc import Iterator
-from itertools import count
+from itertools import chain, count, repeat
 from operator import itemgetter
 
 import msgspec
@@ -20,12 +21,13 @@ import msgspec
 from .jobs import HASH_TASK, TERMINAL, BlobRef, Details, Job, JobOptions, State, encode
 from .pack_references import PackReferences
 from .queue_state import QueueState, forget_if_unused, lane_of
-from .remembered_keys import KeyRecord
+from .remembered_keys import KeptKey, RememberedKeys
 from .segments import Segment, jobs_of, neighbours
 from .unpulled_jobs import awaits_pull
 
 JOBS_PER_PART = 2_000
-FORMAT = 1
+FORMAT = 2
+_KNOWN_FORMATS = (1, FORMAT)  # 1: its keys are in the header
 
 
 class Header(msgspec.Struct, array_like=True):
@@ -38,12 +40,14 @@ class Header(msgspec.Struct, array_like=True):
     options: list[JobOptions]
     paused: dict[str, bool]
     queues: list[str]
-    keys: dict[str, KeyRecord]
+    keys: dict[str, KeptKey]
     retired: list[bytes]
     jobs: int
-    automatic_keys: dict[str, KeyRecord] = {}
+    automatic_keys: dict[str, KeptKey] = {}
     feed_revived: list[tuple[int, int]] = []  # version 0.1 has none: all its holes count as retired jobs
     jump: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    parts_of_keys: int = 0
+    parts_of_automatic_keys: int = 0
 
 
 class JobRow(msgspec.Struct, array_like=True, gc=False):
@@ -60,6 +64,7 @@ class JobRow(msgspec.Struct, array_like=True, gc=False):
 
 
 _rows = msgspec.msgpack.Decoder(list[JobRow])
+_keys = msgspec.msgpack.Decoder(dict[str, KeptKey])
 _header = msgspec.msgpack.Decoder(Header)
 
 
@@ -71,11 +76,10 @@ def parts(state: QueueState) -> Iterator[bytes]:
     """The snapshot of a state, in pieces to be joined. Each takes a few milliseconds."""
     options = list(state.options)
     index = {each: number for number, each in enumerate(options)}
-    keys: dict[str, KeyRecord] = {}
-    automatic_keys: dict[str, KeyRecord] = {}
-    for table, records in ((state.keys, keys), (state.automatic_keys, automatic_keys)):
-        for some in table.slices():
-            records.update(some)
+    slices: tuple[list[dict[str, KeptKey]], ...] = [], []
+    for table, some in zip((state.keys, state.automatic_keys), slices, strict=True):
+        for each in table.slices():
+            some.append(each)
             yield b""  # nothing to write yet, but time for others
     yield _framed(
         encode(
@@ -89,15 +93,18 @@ def parts(state: QueueState) -> Iterator[bytes]:
                 options,
                 state.paused,
                 list(state.counts),
-                keys,
+                {},
                 list(state.retired_order),
                 len(state.jobs),
-                automatic_keys,
+                {},
                 list(state.feed.revived),
                 (state.jumped_at, state.jump_seconds, state.ages_count_from),
+                *map(len, slices),
             )
         )
     )
+    for each in chain(*slices):
+        yield _framed(encode(each))
     rows: list[JobRow] = []
     for entry in state.order:
         if isinstance(entry, Segment):
@@ -132,6 +139,7 @@ def restore(body: bytes) -> Iterator[QueueState]:
     offset = 0
     state = QueueState()
     header: Header | None = None
+    keys: Iterator[RememberedKeys] = iter(())  # of each part of them, the table that it belongs to
     while offset < len(view):
         length = int.from_bytes(view[offset : offset + 4], "big")
         part = view[offset + 4 : offset + 4 + length]
@@ -140,6 +148,12 @@ def restore(body: bytes) -> Iterator[QueueState]:
             _restore_header(state, header)
             yield from (state for _ in state.keys.restore(header.keys))
             yield from (state for _ in state.automatic_keys.restore(header.automatic_keys))
+            keys = chain(
+                repeat(state.keys, header.parts_of_keys),
+                repeat(state.automatic_keys, header.parts_of_automatic_keys),
+            )
+        elif (table := next(keys, None)) is not None:
+            yield from (state for _ in table.restore(_keys.decode(part)))
         else:
             _restore_jobs(state, header.options, _rows.decode(part))
         offset += 4 + length
@@ -152,7 +166,7 @@ def restore(body: bytes) -> Iterator[QueueState]:
 
 
 def _restore_header(state: QueueState, header: Header) -> None:
-    if header.format != FORMAT:
+    if header.format not in _KNOWN_FORMATS:
         raise ValueError(f"snapshot format {header.format} is not known")
     state.log_time = header.log_time
     state.jumped_at, state.jump_seconds, state.ages_count_from = header.jump

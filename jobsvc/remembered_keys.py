@@ -6,8 +6,9 @@ number of keys keeps anybody out.
 
 Long answers are kept compressed: they are lists of ids, and the ids of one batch differ in few bytes.
 Otherwise a service that takes batches at full rate would hold the ids of five minutes as they are. How an
-answer is kept is not state: the bound in bytes counts answers as they are told, and a snapshot holds those.
-To compress or restore an answer takes about 0.15 ms, so whoever does it for many does it slice by slice.
+answer is kept is not state: the bound in bytes counts answers as they are told. A snapshot holds them as they
+are kept, for at full rate they were two thirds of it; format 1 had them as they are told, and to compress one
+takes about 0.15 ms, so whoever restores many does it slice by slice.
 
 The order of age is kept beside the dict: to look at a dict's first entry is to step over all that were
 deleted before it. A key that is used again after it has expired is in that order twice, and the first place
@@ -40,22 +41,28 @@ class KeyRecord(msgspec.Struct, array_like=True, gc=False):
     expires_at: float
 
 
-class _Packed(msgspec.Struct, gc=False):
-    """A record whose answer is long: every 18th byte of it, from the first on, then from the second, …"""
+class KeptKey(msgspec.Struct, array_like=True, gc=False):
+    """A record as it is kept, in memory and in snapshots.
+
+    With `answer_bytes`, `answer` is compressed: every 18th byte from the first on, then from the second, …"""
 
     fingerprint: bytes
-    columns: bytes
-    answer_bytes: int
+    answer: bytes
     expires_at: float
+    answer_bytes: int = 0
 
     @classmethod
-    def of(cls, record: KeyRecord) -> _Packed:
+    def of(cls, record: KeyRecord) -> KeptKey:
         answer = record.answer
+        if len(answer) < PACKED_BYTES_MIN:
+            return cls(record.fingerprint, answer, record.expires_at)
         columns = zlib.compress(b"".join(answer[at::_STRIDE] for at in range(_STRIDE)), level=1)
-        return cls(record.fingerprint, columns, len(answer), record.expires_at)
+        return cls(record.fingerprint, columns, record.expires_at, len(answer))
 
     def record(self) -> KeyRecord:
-        columns, answer, begin = zlib.decompress(self.columns), bytearray(self.answer_bytes), 0
+        if self.answer_bytes == 0:
+            return KeyRecord(self.fingerprint, self.answer, self.expires_at)
+        columns, answer, begin = zlib.decompress(self.answer), bytearray(self.answer_bytes), 0
         for at in range(_STRIDE):
             end = begin + len(range(at, self.answer_bytes, _STRIDE))
             answer[at::_STRIDE] = columns[begin:end]
@@ -68,7 +75,7 @@ class RememberedKeys:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._kept: dict[str, KeyRecord | _Packed] = {}
+        self._kept: dict[str, KeptKey] = {}
         self._order: deque[str] = deque()
         self._void: dict[str, int] = {}  # places of a key in the order that are not its latest
 
@@ -80,15 +87,15 @@ class RememberedKeys:
 
     def get(self, key: str) -> KeyRecord | None:
         kept = self._kept.get(key)
-        return kept.record() if isinstance(kept, _Packed) else kept
+        return None if kept is None else kept.record()
 
-    def slices(self) -> Iterator[dict[str, KeyRecord]]:
+    def slices(self) -> Iterator[dict[str, KeptKey]]:
         """All records for a snapshot, oldest first, about `SLICE_BYTES` at a time."""
-        some: dict[str, KeyRecord] = {}
+        some: dict[str, KeptKey] = {}
         size_bytes = 0
         for key, kept in self._kept.items():
-            some[key] = kept.record() if isinstance(kept, _Packed) else kept
-            size_bytes += _bytes_of(key, kept)
+            some[key] = kept
+            size_bytes += ENTRY_BYTES + len(kept.answer)
             if size_bytes >= SLICE_BYTES:
                 yield some
                 some, size_bytes = {}, 0
@@ -100,7 +107,7 @@ class RememberedKeys:
         if key in self._kept:
             self._forget(key)  # the newest goes to the end
             self._void[key] = self._void.get(key, 0) + 1
-        self._keep(key, record)
+        self._keep(key, KeptKey.of(record))
         for _ in range(EXPIRED_AT_ONCE):
             oldest = self._oldest()
             if oldest is None or self._kept[oldest].expires_at > now:
@@ -111,8 +118,7 @@ class RememberedKeys:
             assert oldest is not None
             self._forget_oldest(oldest)
 
-    def _keep(self, key: str, record: KeyRecord) -> None:
-        kept = _Packed.of(record) if len(record.answer) >= PACKED_BYTES_MIN else record
+    def _keep(self, key: str, kept: KeptKey) -> None:
         self._kept[key] = kept
         self._order.append(key)
         self.bytes += _bytes_of(key, kept)
@@ -133,16 +139,16 @@ class RememberedKeys:
     def _forget(self, key: str) -> None:
         self.bytes -= _bytes_of(key, self._kept.pop(key))
 
-    def restore(self, records: dict[str, KeyRecord]) -> Iterator[None]:
-        """Fill an empty table from a snapshot. Yields after about `SLICE_BYTES`, so that others can go on."""
+    def restore(self, kept: dict[str, KeptKey]) -> Iterator[None]:
+        """Add what a snapshot holds, oldest first. Yields after about `SLICE_BYTES`: others can go on."""
         paused_at = self.bytes
-        for key, record in records.items():
-            self._keep(key, record)
+        for key, each in kept.items():
+            is_told = each.answer_bytes == 0  # as format 1 has them all
+            self._keep(key, KeptKey.of(each.record()) if is_told else each)
             if self.bytes - paused_at >= SLICE_BYTES:
                 yield
                 paused_at = self.bytes
 
 
-def _bytes_of(key: str, kept: KeyRecord | _Packed) -> int:
-    answer_bytes = kept.answer_bytes if isinstance(kept, _Packed) else len(kept.answer)
-    return ENTRY_BYTES + len(key) + len(kept.fingerprint) + answer_bytes
+def _bytes_of(key: str, kept: KeptKey) -> int:
+    return ENTRY_BYTES + len(key) + len(kept.fingerprint) + (kept.answer_bytes or len(kept.answer))

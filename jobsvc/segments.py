@@ -33,7 +33,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate, groupby, repeat
+from itertools import accumulate, chain, groupby, repeat
 from operator import lt
 from typing import Any, TypeVar, cast
 
@@ -49,6 +49,9 @@ OVERLAP_MAX = 8
 SPAN_MS_MAX = 5_000  # of a segment's ids: a wider one would keep all others out that fall into it
 ID_BYTES = 16
 _TIME_BYTES = 6  # an id begins with its milliseconds
+_SHARDS = 16  # of the table
+# of each value of an id's last byte: the first has 8 values, the next 9, and so on
+_SHARD_NUMBERS = [min(each, _SHARDS - 1) for each in range(_SHARDS + 1) for _ in range(8 + each % _SHARDS)]
 _FINDS_PER_SET = 32  # a set of a segment's ids costs as much as so many of them looked up
 
 New = TypeVar("New")
@@ -135,27 +138,37 @@ def jobs_of(order: Iterable[Job | Segment]) -> Iterator[Job]:
 
 
 class JobTable(Mapping[bytes, Job]):
-    """All jobs by id. Subscripts and `get` give the job itself, and thaw it; `peek` may give a copy."""
+    """All jobs by id. Subscripts and `get` give the job itself, and thaw it; `peek` may give a copy.
+
+    A dict that grows past a bound is built anew, which with a million entries stops everything for 40 to 130
+    ms. So there are several, of different shares of all ids: each is built anew at another time.
+    """
 
     def __init__(self) -> None:
-        self._jobs: dict[bytes, Job | FinishedGroup] = {}
+        self._shards: list[dict[bytes, Job | FinishedGroup]] = [{} for _ in range(_SHARDS)]
+        self._shard_of = [self._shards[number] for number in _SHARD_NUMBERS]  # by the last byte of an id
         self.segments: list[Segment] = []  # frozen, by first id
         self._firsts: list[bytes] = []
         self._greatest = b""  # no id in a segment is greater
         self._frozen = 0
 
+    def _shard(self, job_id: bytes) -> dict[bytes, Job | FinishedGroup]:
+        return self._shard_of[job_id[-1]] if job_id else self._shards[0]  # callers may ask for anything
+
     def __len__(self) -> int:
-        return len(self._jobs) + self._frozen
+        return sum(map(len, self._shards)) + self._frozen
 
     def __iter__(self) -> Iterator[bytes]:
         frozen = [each for segment in self.segments for each in segment.each_id()]
-        return iter([*self._jobs, *frozen])  # a list: looking one up may thaw
+        return iter([*chain(*self._shards), *frozen])  # a list: looking one up may thaw
 
     def __contains__(self, job_id: object) -> bool:
-        return job_id in self._jobs or (isinstance(job_id, bytes) and self._find(job_id) is not None)
+        if not isinstance(job_id, bytes):
+            return False
+        return job_id in self._shard(job_id) or self._find(job_id) is not None
 
     def __getitem__(self, job_id: bytes) -> Job:
-        job = self._jobs.get(job_id)
+        job = self._shard(job_id).get(job_id)
         if job is not None:
             return job.job_of(job_id) if type(job) is FinishedGroup else cast("Job", job)
         found = self._find(job_id)
@@ -166,7 +179,7 @@ class JobTable(Mapping[bytes, Job]):
 
     def peek(self, job_id: bytes) -> Job | None:
         """The job, for whoever only reads: nothing is thawed for it."""
-        job = self._jobs.get(job_id)
+        job = self._shard(job_id).get(job_id)
         if job is not None:
             return job.job_of(job_id) if type(job) is FinishedGroup else cast("Job", job)
         found = self._find(job_id)
@@ -178,13 +191,15 @@ class JobTable(Mapping[bytes, Job]):
     def of(self, ids: list[bytes]) -> list[Job]:
         """The jobs themselves, which have not ended; KeyError if one is missing."""
         try:
-            return cast("list[Job]", list(map(self._jobs.__getitem__, ids)))
+            shard_of = self._shard_of
+            return cast("list[Job]", [shard_of[job_id[-1]][job_id] for job_id in ids])
         except KeyError:
             return [self[job_id] for job_id in ids]
 
     def count_of(self, ids: list[bytes]) -> int:
         """How many of these are here."""
-        known = sum(map(self._jobs.__contains__, ids))
+        shard_of = self._shard_of
+        known = sum([job_id in shard_of[job_id[-1]] for job_id in ids])
         low = min(ids)
         if not self.segments or low > self._greatest:
             return known  # the rule for new ids; those of several replicas overlap
@@ -197,11 +212,11 @@ class JobTable(Mapping[bytes, Job]):
 
     def holds(self, job: Job) -> bool:
         """Whether this very object is in the table: one that was retired is not, and no copy."""
-        return self._jobs.get(job.id) is job
+        return self._shard_of[job.id[-1]].get(job.id) is job
 
     def place_of(self, job_id: bytes) -> int | None:
         """The place in the feed of a job that has ended."""
-        job = self._jobs.get(job_id)
+        job = self._shard(job_id).get(job_id)
         if type(job) is FinishedGroup:
             return job.place(job.index_of(job_id))
         return job.details.finish_seq if isinstance(job, Job) and job.details is not None else None
@@ -210,25 +225,26 @@ class JobTable(Mapping[bytes, Job]):
 
     def add(self, jobs: list[Job]) -> None:
         """New ones, each an object."""
-        if len(jobs) == 1:
-            self._jobs[jobs[0].id] = jobs[0]
-        else:
-            self._jobs.update(zip([job.id for job in jobs], jobs, strict=True))
+        shard_of = self._shard_of
+        for job in jobs:
+            shard_of[job.id[-1]][job.id] = job
 
     def pop(self, ids: list[bytes]) -> Iterator[tuple[Job | FinishedGroup, list[bytes]]]:
         """Take out jobs that have ended, which are in no frozen segment: each, or its group with some."""
-        begin = 0
-        for _, same in groupby([*map(self._jobs.pop, ids)], id):
+        begin, shard_of = 0, self._shard_of
+        for _, same in groupby([shard_of[job_id[-1]].pop(job_id) for job_id in ids], id):
             entries = [*same]
             yield entries[0], ids[begin : begin + len(entries)]
             begin += len(entries)
 
     def keep_one_in_group(self, job_id: bytes, group: FinishedGroup) -> None:
-        self._jobs[job_id] = group
+        self._shard_of[job_id[-1]][job_id] = group
 
     def keep_in_group(self, ids: list[bytes], group: FinishedGroup) -> None:
         """These jobs are kept in a group from now on."""
-        self._jobs.update(zip(ids, repeat(group)))
+        shard_of = self._shard_of
+        for job_id in ids:
+            shard_of[job_id[-1]][job_id] = group
 
     def freeze_new(
         self, new: list[NewJob], options: JobOptions, seq: int, created_at: float
@@ -288,7 +304,7 @@ class JobTable(Mapping[bytes, Job]):
         if not self.segments:
             self._greatest = b""
         jobs = segment.thaw()
-        self._jobs.update(zip([job.id for job in jobs], jobs, strict=True))
+        self.add(jobs)
         return jobs
 
     def _find(self, job_id: bytes) -> tuple[Segment, int] | None:

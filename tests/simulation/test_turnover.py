@@ -74,7 +74,7 @@ def sizes(state: QueueState) -> dict[str, int]:
     """Every table of the state, and what lies in it."""
     return {
         "jobs": len(state.jobs),
-        "table": len(state.jobs._jobs),
+        "table": sum(map(len, state.jobs._shards)),
         "order": len(state.order),
         "feed": state.feed.places,
         "revived": len(state.feed.revived),

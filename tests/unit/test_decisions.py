@@ -16,7 +16,7 @@ from jobsvc.decisions import backoff_seconds
 from jobsvc.errors import Refusal
 from jobsvc.jobs import HASH_TASK, Finished, JobOptions, NewJob, Outcome, State, encode
 
-from .queue_world import HOUR, World, job_id
+from .queue_world import HOUR, World, job_id, restored
 
 
 def code(answer: object) -> str:
@@ -476,13 +476,30 @@ def test_an_answer_is_told_as_it_was_however_it_is_kept(length: int) -> None:
     # given answers of any length, of which the long ones are compressed
     answer = Random(length).randbytes(length)
     record = remembered_keys.KeyRecord(b"print", answer, 1e9)
-    keys, restored = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
+    keys, again = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
     keys.remember("k", record, 0.0)
-    # then they are found as they came, also in a snapshot, and count with the bytes that they have there
-    assert keys.get("k") == record and [*keys.slices()] == [{"k": record}]
-    assert len([*restored.restore({"k": record})]) == 0
-    assert restored.get("k") == record
-    assert keys.bytes == restored.bytes == remembered_keys.ENTRY_BYTES + len("k") + len(b"print") + length
+    # then they are found as they came, also from a snapshot, and count with the bytes that they have then
+    assert keys.get("k") == record
+    [some] = keys.slices()
+    assert len([*again.restore(some)]) == 0
+    assert again.get("k") == record
+    assert keys.bytes == again.bytes == remembered_keys.ENTRY_BYTES + len("k") + len(b"print") + length
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_a_snapshot_of_format_1_has_its_keys_in_the_header_as_they_are_told(automatic: bool) -> None:
+    # given a snapshot as version 0.1 has written it
+    told = {str(n): remembered_keys.KeptKey(b"", Random(n).randbytes(n * 400), 1e9) for n in range(20)}
+    both = ({}, told) if automatic else (told, {})
+    header = queue_snapshot.Header(1, 0.0, 1, 1, 1, 0, [], {}, [], both[0], [], 0, both[1])
+    # when it is restored, and written as it is today
+    *_, state = queue_snapshot.restore(queue_snapshot._framed(encode(header)))
+    # then each key is answered as it was
+    for each in (state, restored(state)):
+        table = each.automatic_keys if automatic else each.keys
+        assert [*table] == [*told]
+        assert all(table.get(key) == old.record() for key, old in told.items())
+        assert table.bytes == sum(250 + len(key) + len(old.answer) for key, old in told.items())
 
 
 def test_the_ids_of_large_batches_take_a_third_of_their_length() -> None:
@@ -503,21 +520,24 @@ def test_keys_go_into_a_snapshot_and_come_out_of_it_in_slices(monkeypatch: pytes
     # given more answers than may be compressed or restored in one breath
     monkeypatch.setattr(remembered_keys, "SLICE_BYTES", 10_000)
     records = {str(n): remembered_keys.KeyRecord(b"", Random(n).randbytes(n * 40), 1e9) for n in range(100)}
-    keys, restored = remembered_keys.RememberedKeys(), remembered_keys.RememberedKeys()
+    keys = remembered_keys.RememberedKeys()
     for key, record in records.items():
         keys.remember(key, record, 0.0)
     # then no slice has more than that and one answer, and together they are all, in the order of age
     slices = [*keys.slices()]
     longest = 10_000 + 100 * 40 + 300
     assert all(sum(len(each.answer) + 250 for each in some.values()) <= longest for some in slices)
-    assert [pair for some in slices for pair in some.items()] == [*records.items()]
-    # and a restart takes as many breaths
-    assert len(slices) - 1 <= len([*restored.restore(records)]) <= len(slices)
-    assert [*restored] == [*records] and all(restored.get(key) == each for key, each in records.items())
+    assert [key for some in slices for key in some] == [*records]
+    # and a restart takes no more breaths, also where they have to be compressed first
+    told = {key: remembered_keys.KeptKey(b"", each.answer, 1e9) for key, each in records.items()}
+    for kept, least in ([told], len(slices) - 1), (slices, 0):
+        again = remembered_keys.RememberedKeys()
+        assert least <= sum(len([*again.restore(some)]) for some in kept) <= len(slices)
+        assert [*again] == [*records] and all(again.get(key) == each for key, each in records.items())
 
 
 def test_a_snapshot_with_many_keys_is_made_and_read_in_small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered_keys, "SLICE_BYTES", 2_000)
+    monkeypatch.setattr(remembered_keys, "SLICE_BYTES", 300)
     world = World()
     for number in range(20):
         ids = range(100 * number + 1, 100 * number + 101)
@@ -678,7 +698,7 @@ def test_one_round_of_retiring_is_bounded() -> None:
 @pytest.mark.parametrize("paused", [True, False])
 def test_millions_of_live_keys_keep_nobody_out(paused: bool) -> None:
     world = World()
-    record = remembered_keys.KeyRecord(b"", b"", world.state.log_time + 24 * HOUR)
+    record = remembered_keys.KeptKey(b"", b"", world.state.log_time + 24 * HOUR)
     for _ in world.state.keys.restore({str(number): record for number in range(remembered_keys.KEYS_MAX)}):
         pass
     assert isinstance(world.do(PatchQueue("q", paused, "new")), QueuePatched)

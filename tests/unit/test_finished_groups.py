@@ -51,8 +51,12 @@ def finish(world: World, count: int, **options: object) -> list[bytes]:
     return ids
 
 
+def entries(world: World) -> list[Job | finished_groups.FinishedGroup]:
+    return [each for shard in world.state.jobs._shards for each in shard.values()]
+
+
 def grouped(world: World) -> int:
-    return sum(isinstance(each, finished_groups.FinishedGroup) for each in world.state.jobs._jobs.values())
+    return sum(isinstance(each, finished_groups.FinishedGroup) for each in entries(world))
 
 
 def test_a_finished_job_takes_little_memory() -> None:
@@ -201,7 +205,7 @@ def test_groups_are_retired_row_by_row() -> None:
         world.check()
         assert list(world.state.jobs) == ids[100 - keep :]
         assert [job.id for job in world.state.feed] == ids[100 - keep :]
-    assert not world.state.counts and not world.state.options and not world.state.jobs._jobs
+    assert not world.state.counts and not world.state.options and not any(world.state.jobs._shards)
 
 
 @pytest.mark.usefixtures("small")
@@ -210,7 +214,7 @@ def test_jobs_that_are_retired_before_they_are_grouped_leave_nothing() -> None:
     for number in range(50):
         finish(world, 3, batch=f"b{number}")
         world.retire()
-    assert not world.state.options and not world.state.jobs._jobs
+    assert not world.state.options and not any(world.state.jobs._shards)
     world.check()
 
 
@@ -223,7 +227,7 @@ def test_a_group_that_is_far_apart_in_time_and_place_is_exact(monkeypatch: pytes
     [second] = world.after(1e7).enqueue()
     world.run(first)
     world.run(second)
-    assert grouped(world) == 2 and len({*map(id, world.state.jobs._jobs.values())}) == 1
+    assert grouped(world) == 2 and len({*map(id, entries(world))}) == 1
     seqs = [world.job(job).seq for job in (first, second)]
     assert seqs == [1, 2 + (1 << 40)]
     assert [world.job(job).created_at for job in (first, second)] == [1e6, 1.1e7]
@@ -321,4 +325,4 @@ def test_an_open_group_whose_jobs_retire_leaves_nothing() -> None:
             world.run(job)
         world.retire()
         world.check()
-    assert not world.state.recent._open and not world.state.jobs._jobs and not world.state.options
+    assert not world.state.recent._open and not any(world.state.jobs._shards) and not world.state.options

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import sys
 import tracemalloc
 from typing import Any
 
 import pytest
+import uuid_utils
 
 from jobsvc import commands as c
 from jobsvc import decisions, job_views, queue_snapshot, segments
 from jobsvc.errors import Refusal
-from jobsvc.jobs import BlobRef, JobOptions, NewJob, Outcome, State
+from jobsvc.jobs import BlobRef, Job, JobOptions, NewJob, Outcome, State
 from jobsvc.segments import FREEZE_MIN, OVERLAP_MAX, SEGMENT_JOBS_MAX, JobTable
 
 from .queue_world import START, World, job_id, replayed, restored
@@ -164,6 +166,18 @@ def test_the_table_is_a_dictionary(overlap: int, monkeypatch: pytest.MonkeyPatch
                 expected = known.get(job_id(number))
                 assert (found.payload if found else None) == expected, f"seed {seed}"
         assert len(table) == len(known) and set(table) == set(known) and taken > 2
+
+
+def test_the_table_is_never_built_anew_as_a_whole() -> None:
+    # given a table that grows to 200,000 jobs, a thousand at a time
+    table, before = JobTable(), 0
+    for first in range(0, 200_000, 1_000):
+        table.add([Job(uuid_utils.uuid7().bytes, OPTIONS, b"", first + each, 0.0) for each in range(1_000)])
+        whole = sum(map(sys.getsizeof, table._shards))
+        # then no step builds more than a few of its parts
+        assert whole - before < whole / 3 or whole < 1_000_000
+        before = whole
+    assert max(map(sys.getsizeof, table._shards)) < whole / 5
 
 
 # --- thawing ----------------------------------------------------------------------------------------
