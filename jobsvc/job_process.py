@@ -220,7 +220,7 @@ class JobProcess:
             left.append("processes that a job had left")
         if left:
             self._leave(left)
-        if closely and (grown := self._growth.look(was_first)):
+        if grown := self._growth.look(was_first):
             self._leave(grown, in_order=True)
         self._board.leave_bytes(self._growth.left_bytes)
         self._unseen_seconds = 0.0

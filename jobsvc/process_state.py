@@ -33,7 +33,6 @@ _RARE = frozenset(
     garbage collection; frozen objects; gc.set_threshold; gc.set_debug; recursion limit; switch interval;
     length of numbers; sys.setdlopenflags; thread stack; threading.settrace; threading.setprofile;
     generator hooks; origin tracking; socket time-out; fault handler; tracemalloc; decimal.DefaultContext;
-    timers; signals and rights of C code;
     sys.__stdin__; sys.__stdout__; sys.__stderr__; csv.field_size_limit; name of the thread""".replace(
         "\n    ", " "
     ).split("; ")
